@@ -1,0 +1,119 @@
+"""The harness as a pytest plugin: its options, and which of its parts a run needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from specs.harness import devices, failure, ledger, observations, record, state, subjects, verdicts
+from specs.harness.collection import Collection
+from specs.harness.summary import print_cards, print_contents, print_summary
+
+#: The `observe` fixture; fixtures are found in the plugin's own namespace.
+observe = observations.observe
+
+COLLECTION = pytest.StashKey[Collection]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("rulebook", "Torch Rulebook")
+    group.addoption(
+        "--rules", action="store_true", help="print the table of contents of the rules, run nothing"
+    )
+    group.addoption(
+        "--rule", metavar="ID[,ID]", help="run these rules and explain each before its verdict"
+    )
+    group.addoption(
+        "--device",
+        choices=devices.CHOICES,
+        default="cpu",
+        help="where device-agnostic specs run (default: cpu)",
+    )
+    group.addoption(
+        "--subject",
+        metavar="FILE_OR_MODULE",
+        help="judge the names found there in place of PyTorch's",
+    )
+    group.addoption("--ledger", metavar="FILE", help="write the record of the run as JSON")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Keep runs that print about rules in one process: xdist collects in others."""
+    if config.option.rules or config.option.rule:
+        config.option.numprocesses = None
+        config.option.tx = []
+        config.option.dist = "no"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check every option before anything is collected, then register what the run needs."""
+    start = config.invocation_params.dir
+    option = config.option
+    in_worker = hasattr(config, "workerinput")
+    user_module = subjects.load_subject(option.subject, start) if option.subject else None
+    chosen = devices.chosen_devices(option.device)
+    register = config.pluginmanager.register
+    register(Collection(user_module, chosen), "rulebook-collection")
+    register(state.GlobalState(), "rulebook-state")
+    register(verdicts, "rulebook-verdicts")
+    register(failure, "rulebook-failure")
+    register(record, "rulebook-record")
+    if not config.getoption("--hypothesis-profile", None):
+        _set_up_hypothesis()
+    if not in_worker:
+        run = record.RunRecord()
+        register(run, "rulebook-run")
+        register(Terminal(config, run, chosen), "rulebook-terminal")
+        if option.ledger:
+            path = ledger.check_destination(option.ledger, start)
+            if not (option.rules or option.collectonly):
+                writer = ledger.LedgerWriter(path, run, chosen, option.subject)
+                register(writer, "rulebook-ledger")
+
+
+class Terminal:
+    """A pytest plugin that prints the table of contents, the cards and the summary."""
+
+    def __init__(self, config: pytest.Config, run: record.RunRecord, chosen: list[str]) -> None:
+        self._option = config.option
+        self._run = run
+        self._devices = chosen
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Print what was asked for before the first test; `--rules` ends there."""
+        reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+        if session.testsfailed and not session.config.option.continue_on_collection_errors:
+            return None  # pytest stops here and says why
+        if self._option.rules:
+            print_contents(session.items, reporter)
+            return True
+        if self._option.rule and not self._option.collectonly:
+            print_cards(session.items, reporter)
+        return None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        print_summary(self._run, self._devices, self._option.subject, terminalreporter)
+
+
+def _set_up_hypothesis() -> None:
+    """The same inputs in every run, no files left behind, no limit on seconds.
+
+    Derandomised examples make two runs comparable. A user who wants others says
+    `--hypothesis-profile=default`.
+    """
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "rulebook",
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=50,
+        report_multiple_bugs=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
+    )
+    settings.load_profile("rulebook")

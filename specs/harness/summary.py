@@ -1,0 +1,113 @@
+"""What the terminal says about rules: the table of contents, the cards, the summary."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from specs.harness.collection import JUDGED, Judged
+from specs.harness.record import RuleRecord, RunRecord
+from specs.harness.rules import Rule
+from specs.harness.versions import installed
+
+
+def print_contents(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter) -> None:
+    """`--rules`: id, kind and statement of every collected rule, chapter by chapter."""
+    chapters: dict[str, dict[str, Rule]] = defaultdict(dict)
+    for judged in _judged(items):
+        chapters[judged.chapter][judged.rule.id] = judged.rule
+    reporter.ensure_newline()
+    kinds: Counter[str] = Counter()
+    for chapter, rules in chapters.items():
+        reporter.write_sep("-", chapter)
+        for rule in rules.values():
+            verdict = f" [{rule.verdict}]" if rule.verdict else ""
+            reporter.write_line(f"{rule.id:<9} {rule.kind:<8} {rule.statement}{verdict}")
+            kinds[rule.kind] += 1
+    counted = ", ".join(_count(number, kind) for kind, number in sorted(kinds.items()))
+    reporter.write_sep("=", f"{_count(sum(kinds.values()), 'rule')}: {counted or 'none'}")
+
+
+def print_cards(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter) -> None:
+    """`--rule`: what each selected rule says, why, what breaking it costs, where it comes from."""
+    shown: set[str] = set()
+    for item in items:
+        judged = item.stash.get(JUDGED, None)
+        if judged is None or judged.rule.id in shown:
+            continue
+        rule = judged.rule
+        shown.add(rule.id)
+        reporter.ensure_newline()
+        reporter.write_sep("-", f"{rule.id} ({rule.kind})")
+        reporter.write_line(rule.statement, bold=True)
+        why = inspect.getdoc(getattr(item, "function", None))
+        facts = {
+            "why": " ".join(why.split("\n\n")[0].split()) if why else None,
+            "consequence": rule.consequence,
+            "verdict": rule.verdict,
+            "source": rule.source,
+        }
+        for name, fact in facts.items():
+            if fact:
+                reporter.write_line(f"{name + ':':<13}{fact}")
+
+
+def print_summary(
+    record: RunRecord, devices: list[str], subject: str | None, reporter: pytest.TerminalReporter
+) -> None:
+    """What was judged, which rules held, the claims' verdicts, what was skipped and why."""
+    rules = record.rules.values()
+    if not rules:
+        return
+    reporter.section("rulebook")
+    judged = f"torch {installed('torch')} on {', '.join(devices)}, Python {platform.python_version()}"
+    reporter.write_line(judged + (f", judging {subject}" if subject else ""))
+    tests = [test for rule in rules for test in rule.tests.values()]
+    rejected = sum(test.role == "violation" and test.outcome == "passed" for test in tests)
+    held = [rule for rule in rules if rule.verdict == "held"]
+    reporter.write_line(f"{_count(len(held), 'rule')} held, {_count(rejected, 'violation')} rejected")
+    claims = Counter(_short_verdict(rule) for rule in rules if rule.verdict == rule.claimed)
+    if claims:
+        counted = ", ".join(f"{number} {verdict}" for verdict, number in sorted(claims.items()))
+        reporter.write_line(f"claims: {counted}")
+    for line in _exceptions(rules):
+        reporter.write_line(line)
+    if record.not_run:
+        reporter.write_line(f"{_count(len(record.not_run), 'test')} did not run")
+
+
+def _exceptions(rules: Iterable[RuleRecord]) -> Iterator[str]:
+    """A line for each known bug, for each reason to skip, and for each rule that failed."""
+    skipped: dict[str, list[str]] = defaultdict(list)
+    for rule in rules:
+        for test in rule.tests.values():
+            if test.outcome == "xfailed" and rule.verdict != "failed":
+                yield f"{rule.id}: {test.reason}"
+                break
+        for reason in {test.reason for test in rule.tests.values() if test.outcome == "skipped"}:
+            skipped[reason].append(rule.id)
+    for reason, ids in sorted(skipped.items()):
+        yield f"skipped: {reason} ({', '.join(sorted(ids))})"
+    for rule in rules:
+        if rule.verdict in ("failed", "not finished"):
+            yield f"{rule.id} {rule.verdict.upper()}: {rule.statement}"
+
+
+def _short_verdict(rule: RuleRecord) -> str:
+    claimed = rule.claimed or ""
+    return "holds under a condition" if claimed.startswith("holds if") else claimed
+
+
+def _judged(items: Iterable[pytest.Item]) -> Iterator[Judged]:
+    for item in items:
+        judged = item.stash.get(JUDGED, None)
+        if judged is not None:
+            yield judged
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
