@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,12 @@ from specs.harness.versions import as_release, torch_release
 
 #: Prefix of the ids of violation items: `test_x[rejects wrong_sign]`.
 REJECTS = "rejects "
+
+#: The markers by which `-m` tells the two kinds of items apart. Each carries what is judged.
+MARKERS = {
+    "subject": "a rule's test run on the implementation that it judges",
+    "violation": "a rule's test run on a wrong implementation, which it must reject",
+}
 
 JUDGED = pytest.StashKey["Judged"]()
 
@@ -49,7 +54,6 @@ class Collection:
         self._devices = devices
         self._places: dict[str, str] = {}
         self._files: dict[str, Path] = {}
-        self._judged: dict[Callable[..., Any], list[Judged]] = {}
         self._names_judged: set[str] = set()
 
     @pytest.hookimpl(tryfirst=True)
@@ -88,11 +92,10 @@ class Collection:
                 )
             chapter = metafunc.definition.path.parent.name
             cases = self._cases(rule, declaration, chapter, parameters[0])
-            self._judged[function] = [judged for judged, _ in cases]
             metafunc.parametrize(
                 parameters[0],
                 [
-                    pytest.param(judged.target, id=judged.label, marks=marks)
+                    pytest.param(judged.target, id=judged.label, marks=[_marker(judged), *marks])
                     for judged, marks in cases
                 ],
             )
@@ -109,10 +112,10 @@ class Collection:
     ) -> None:
         """Note on each item what it judges, and keep only the rules that `--rule` names."""
         for item in items:
-            judged = self._judged.get(getattr(item, "function", None))  # type: ignore[arg-type]
-            if judged is not None:
-                parameter = judged[0].parameter
-                item.stash[JUDGED] = judged[item.callspec.indices[parameter]]  # type: ignore[attr-defined]
+            for name in MARKERS:
+                marker = item.get_closest_marker(name)
+                if marker is not None and marker.args:
+                    item.stash[JUDGED] = marker.args[0]
         if self._user_module is not None and not hasattr(config, "workerinput"):
             self._check_user_module(config)
         wanted = config.getoption("rule")
@@ -120,8 +123,11 @@ class Collection:
             ids = [id.strip() for id in wanted.split(",")]
             for id in ids:
                 self._check_known(id)
-            kept = [item for item in items if JUDGED in item.stash and item.stash[JUDGED].rule.id in ids]
-            config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+            kept, left = [], []
+            for item in items:
+                judged = item.stash.get(JUDGED, None)
+                (kept if judged is not None and judged.rule.id in ids else left).append(item)
+            config.hook.pytest_deselected(items=left)
             items[:] = kept
 
     def _cases(
@@ -162,6 +168,12 @@ class Collection:
             nearest = difflib.get_close_matches(id, self.rules, n=3, cutoff=0.4)
             hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
             raise pytest.UsageError(f"--rule {id}: no such rule among those collected{hint}")
+
+
+def _marker(judged: Judged) -> pytest.MarkDecorator:
+    name = "subject" if judged.violation is None else "violation"
+    # `with_args`, since calling a marker with nothing but a class would decorate that class.
+    return getattr(pytest.mark, name).with_args(judged)  # type: ignore[no-any-return]
 
 
 def _line_of(obj: object) -> int:

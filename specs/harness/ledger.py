@@ -67,7 +67,9 @@ def as_ledger(record: RunRecord, devices: list[str], subject: str | None) -> dic
             }
             for id, rule in sorted(record.rules.items())
         },
-        "other_tests": {nodeid: _test_entry(test) for nodeid, test in sorted(record.others.items())},
+        "other_tests": {
+            nodeid: _test_entry(test) for nodeid, test in sorted(record.others.items())
+        },
         "not_run": record.not_run,
         "seconds": {
             "total": time.perf_counter() - record.started,

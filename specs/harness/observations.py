@@ -73,10 +73,16 @@ def as_record(value: Any) -> Any:
     if isinstance(value, BaseException):
         return {"type": "exception", "class": type(value).__name__, "message": _opening(value)}
     if isinstance(value, inspect.Signature):
-        parameters = [str(parameter.replace(annotation=parameter.empty)) for parameter in value.parameters.values()]
+        parameters = [
+            str(parameter.replace(annotation=parameter.empty))
+            for parameter in value.parameters.values()
+        ]
         return {"type": "signature", "parameters": parameters}
     if isinstance(value, Mapping):
-        return {"type": "mapping", "items": {str(key): as_record(one) for key, one in value.items()}}
+        return {
+            "type": "mapping",
+            "items": {str(key): as_record(one) for key, one in value.items()},
+        }
     torch = sys.modules.get("torch")
     if torch is not None:
         if isinstance(value, torch.Tensor):

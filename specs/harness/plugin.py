@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 
 from specs.harness import devices, failure, ledger, observations, record, state, subjects, verdicts
-from specs.harness.collection import Collection
+from specs.harness.collection import MARKERS, Collection
 from specs.harness.summary import print_cards, print_contents, print_summary
 
 #: The `observe` fixture; fixtures are found in the plugin's own namespace.
 observe = observations.observe
-
-COLLECTION = pytest.StashKey[Collection]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     user_module = subjects.load_subject(option.subject, start) if option.subject else None
     chosen = devices.chosen_devices(option.device)
     register = config.pluginmanager.register
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
     register(Collection(user_module, chosen), "rulebook-collection")
     register(state.GlobalState(), "rulebook-state")
     register(verdicts, "rulebook-verdicts")

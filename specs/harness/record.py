@@ -171,7 +171,9 @@ class RunRecord:
                 report.nodeid, TestRecord()
             )
         else:
-            about = {key: carried[key] for key in ("statement", "kind", "source", "chapter", "claimed")}
+            about = {
+                key: carried[key] for key in ("statement", "kind", "source", "chapter", "claimed")
+            }
             rule = self.rules.setdefault(carried["id"], RuleRecord(carried["id"], **about))
             test = rule.tests.setdefault(report.nodeid, TestRecord(role=carried["role"]))
             test.observations.update(carried["observations"])

@@ -1,4 +1,4 @@
-"""Global state: every test starts from the same seed and leaves the process as it found it.
+"""Global state: every test starts alike and leaves the process as it found it.
 
 Each entry of the tables knows how to read one piece of state and how to put it back. The state of
 NumPy and torch is looked at only once a spec has imported them: the harness itself imports neither.
@@ -19,6 +19,10 @@ import pytest
 #: Every test starts from this seed, whatever ran before it.
 SEED = 0
 
+#: Every test starts with this many threads inside torch. Sums then do not depend on the machine's
+#: number of cores, and workers of xdist do not wait for each other's threads.
+THREADS = 1
+
 
 class State(NamedTuple):
     """One piece of global state: what it is called, how to read it, how to put it back."""
@@ -31,11 +35,13 @@ class State(NamedTuple):
 
 
 class GlobalState:
-    """A pytest plugin that wraps every test: seed before it, put everything back after it."""
+    """A pytest plugin around every test: one thread and a fixed seed, then everything put back."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
         before = [(state, state.read()) for state in known_states()]
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(THREADS)
         try:
             return (yield)
         finally:
@@ -161,7 +167,9 @@ def _cuda_states() -> list[State]:
     import torch
 
     return [
-        State("cuda random", torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, always=True)
+        State(
+            "cuda random", torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, always=True
+        )
     ]
 
 

@@ -41,6 +41,8 @@ def load_subject(given: str, start: Path) -> ModuleType:
 def _imported(given: str, load: Any) -> ModuleType:
     try:
         module: ModuleType = load()
+    except pytest.UsageError:
+        raise
     except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         line = where.lineno

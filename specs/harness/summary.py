@@ -18,7 +18,8 @@ from specs.harness.versions import installed
 def print_contents(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter) -> None:
     """`--rules`: id, kind and statement of every collected rule, chapter by chapter."""
     chapters: dict[str, dict[str, Rule]] = defaultdict(dict)
-    for judged in _judged(items):
+    # In reading order, also where a plugin shuffled the tests.
+    for judged in _judged(sorted(items, key=lambda item: (str(item.path), item.location[1] or 0))):
         chapters[judged.chapter][judged.rule.id] = judged.rule
     reporter.ensure_newline()
     kinds: Counter[str] = Counter()
@@ -64,12 +65,16 @@ def print_summary(
     if not rules:
         return
     reporter.section("rulebook")
-    judged = f"torch {installed('torch')} on {', '.join(devices)}, Python {platform.python_version()}"
+    judged = (
+        f"torch {installed('torch')} on {', '.join(devices)}, Python {platform.python_version()}"
+    )
     reporter.write_line(judged + (f", judging {subject}" if subject else ""))
     tests = [test for rule in rules for test in rule.tests.values()]
     rejected = sum(test.role == "violation" and test.outcome == "passed" for test in tests)
     held = [rule for rule in rules if rule.verdict == "held"]
-    reporter.write_line(f"{_count(len(held), 'rule')} held, {_count(rejected, 'violation')} rejected")
+    reporter.write_line(
+        f"{_count(len(held), 'rule')} held, {_count(rejected, 'violation')} rejected"
+    )
     claims = Counter(_short_verdict(rule) for rule in rules if rule.verdict == rule.claimed)
     if claims:
         counted = ", ".join(f"{number} {verdict}" for verdict, number in sorted(claims.items()))
