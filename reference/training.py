@@ -109,4 +109,4 @@ def accuracy(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     with torch.no_grad():
         predicted = model(inputs).argmax(dim=1)
     model.train(was_training)
-    return (predicted == targets).double().mean().item()
+    return float((predicted == targets).double().mean())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from specs.harness.rules import DECLARATION, Declaration, Rule, RuleError, Subject, Violation
-from specs.harness.subjects import label_of
+from specs.harness.subjects import label_of, label_of_module
 from specs.harness.versions import as_release, torch_release
 
 #: Prefix of the ids of violation items: `test_x[rejects wrong_sign]`.
@@ -119,11 +119,17 @@ class Collection:
         if self._user_module is not None and not hasattr(config, "workerinput"):
             self._check_user_module(config)
         wanted = config.getoption("rule")
-        if wanted:
+        if wanted is not None:
             ids = [id.strip() for id in wanted.split(",")]
+            if not all(ids):
+                raise pytest.UsageError(
+                    f"--rule{' ' + wanted if wanted else ''}:"
+                    " expected one id or several separated by commas"
+                )
             for id in ids:
                 self._check_known(id)
-            kept, left = [], []
+            kept: list[pytest.Item] = []
+            left: list[pytest.Item] = []
             for item in items:
                 judged = item.stash.get(JUDGED, None)
                 (kept if judged is not None and judged.rule.id in ids else left).append(item)
@@ -143,12 +149,11 @@ class Collection:
                 for subject, label in zip(subjects, labels, strict=True)
             ]
         else:
-            label = self._user_module.__name__
+            label = label_of_module(self._user_module)
             target = getattr(self._user_module, parameter, None)
             judged = Judged(rule, chapter, label, parameter, target, None)
             if target is None:
-                missing = f"{Path(self._user_module.__file__ or label).name} has no {parameter}"
-                return [(judged, [pytest.mark.skip(reason=missing)])]
+                return [(judged, [pytest.mark.skip(reason=f"{label} has no {parameter}")])]
             cases = [(judged, [])]
         for violation in declaration.violations:
             label = REJECTS + violation.name
@@ -165,7 +170,7 @@ class Collection:
 
     def _check_known(self, id: str) -> None:
         if id not in self.rules:
-            nearest = difflib.get_close_matches(id, self.rules, n=3, cutoff=0.4)
+            nearest = difflib.get_close_matches(id.upper(), self.rules, n=3)
             hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
             raise pytest.UsageError(f"--rule {id}: no such rule among those collected{hint}")
 

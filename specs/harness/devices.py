@@ -12,11 +12,11 @@ def present_devices() -> list[str]:
     import torch
 
     available = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "xpu": torch.xpu.is_available,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "xpu": torch.xpu.is_available(),
     }
-    return ["cpu", *(name for name, is_available in available.items() if is_available())]
+    return ["cpu", *(name for name, is_available in available.items() if is_available)]
 
 
 def chosen_devices(choice: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from specs.harness.collection import JUDGED, Judged
 from specs.harness.observations import LISTED_ELEMENTS, Observe
+from specs.harness.subjects import FILE_MODULE
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,8 +41,17 @@ def _explanation(item: pytest.Function, judged: Judged, call: pytest.CallInfo[No
         prompt = python_line(item, judged, call.excinfo.tb)
     if prompt is not None:
         lines.append(f"reproduce: {prompt}")
-    lines.append(f"run again: pytest '{item.nodeid}'")
+    options = [
+        f"--{name} {given}" for name in ("subject", "device") if (given := _given(item, name))
+    ]
+    lines.append(" ".join([f"run again: pytest '{item.nodeid}'", *options]))
     return "\n".join(lines)
+
+
+def _given(item: pytest.Item, option: str) -> str | None:
+    """An option's value, if it is not the default."""
+    value = item.config.getoption(option)
+    return None if value in (None, "cpu") else str(value)
 
 
 def python_line(
@@ -88,11 +97,9 @@ def _home_of(target: Any) -> tuple[str, str] | None:
     if name is None:
         return None
     for module in (getattr(target, "__module__", None), "torch", "torch.nn.functional"):
-        if module and getattr(sys.modules.get(module), name, None) is target:
-            try:
-                importlib.import_module(module)
-            except ImportError:  # a file given to --subject
-                continue
+        if module in (None, FILE_MODULE):  # no other process can import it by that name
+            continue
+        if getattr(sys.modules.get(module), name, None) is target:
             return module, name
     return None
 

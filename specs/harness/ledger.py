@@ -29,6 +29,8 @@ def check_destination(given: str, start: Path) -> Path:
 
     Raises pytest.UsageError if nothing can be written there.
     """
+    if not given.strip():
+        raise pytest.UsageError("--ledger: expected a file")
     path = (start / given).absolute()
     if path.is_dir():
         raise pytest.UsageError(f"--ledger {given}: is a directory, expected a file")

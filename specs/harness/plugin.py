@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Keep runs that print about rules in one process: xdist collects in others."""
-    if config.option.rules or config.option.rule:
+    if config.option.rules or config.option.rule is not None:
         config.option.numprocesses = None
         config.option.tx = []
         config.option.dist = "no"
@@ -50,7 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     start = config.invocation_params.dir
     option = config.option
     in_worker = hasattr(config, "workerinput")
-    user_module = subjects.load_subject(option.subject, start) if option.subject else None
+    user_module = None
+    if option.subject is not None:
+        user_module = subjects.load_subject(option.subject, start)
     chosen = devices.chosen_devices(option.device)
     register = config.pluginmanager.register
     for name, meaning in MARKERS.items():
@@ -66,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
         run = record.RunRecord()
         register(run, "rulebook-run")
         register(Terminal(config, run, chosen), "rulebook-terminal")
-        if option.ledger:
+        if option.ledger is not None:
             path = ledger.check_destination(option.ledger, start)
             if not (option.rules or option.collectonly):
                 writer = ledger.LedgerWriter(path, run, chosen, option.subject)
@@ -90,7 +92,7 @@ class Terminal:
         if self._option.rules:
             print_contents(session.items, reporter)
             return True
-        if self._option.rule and not self._option.collectonly:
+        if self._option.rule is not None and not self._option.collectonly:
             print_cards(session.items, reporter)
         return None
 

@@ -127,7 +127,6 @@ def _torch_states() -> list[State]:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
 
-    cudnn, utils = torch.backends.cudnn, torch.utils.deterministic
     return [
         State("torch random", torch.get_rng_state, torch.set_rng_state, always=True),
         State("default dtype", torch.get_default_dtype, torch.set_default_dtype),
@@ -138,11 +137,7 @@ def _torch_states() -> list[State]:
         State(
             "deterministic algorithms", deterministic_algorithms, restore_deterministic_algorithms
         ),
-        State(
-            "fill uninitialised memory",
-            lambda: utils.fill_uninitialized_memory,
-            lambda before: setattr(utils, "fill_uninitialized_memory", before),
-        ),
+        _flag("fill_uninitialized_memory", torch.utils.deterministic),
         State("autocast", autocast, restore_autocast),
         State(
             "matmul precision",
@@ -151,14 +146,7 @@ def _torch_states() -> list[State]:
         ),
         State("warn always", torch.is_warn_always_enabled, torch.set_warn_always),
         State("safe globals", torch.serialization.get_safe_globals, restore_safe_globals),
-        *(
-            State(
-                f"cudnn.{flag}",
-                lambda flag=flag: getattr(cudnn, flag),
-                lambda before, flag=flag: setattr(cudnn, flag, before),
-            )
-            for flag in ("benchmark", "deterministic", "enabled")
-        ),
+        *(_flag(name, torch.backends.cudnn) for name in ("benchmark", "deterministic", "enabled")),
     ]
 
 
@@ -171,6 +159,11 @@ def _cuda_states() -> list[State]:
             "cuda random", torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, always=True
         )
     ]
+
+
+def _flag(name: str, module: Any) -> State:
+    """State that is a plain attribute of a module."""
+    return State(name, lambda: getattr(module, name), lambda before: setattr(module, name, before))
 
 
 def _restore_environment(before: dict[str, str]) -> None:

@@ -25,11 +25,20 @@ def label_of(target: Any) -> str:
     return str(inner[-1] if top == "specs" and inner else top)
 
 
+def label_of_module(module: ModuleType) -> str:
+    """The short name of the module that `--subject` gave: a file's own name, without ".py"."""
+    if module.__name__ == FILE_MODULE and module.__file__ is not None:
+        return Path(module.__file__).stem
+    return module.__name__.rpartition(".")[2]
+
+
 def load_subject(given: str, start: Path) -> ModuleType:
     """Import the file or module that `--subject` names; paths are relative to `start`.
 
     Raises pytest.UsageError with one line that says what is wrong with it.
     """
+    if not given.strip():
+        raise pytest.UsageError("--subject: expected a file or a module")
     path = start / given
     if not given.endswith(".py") and not path.is_file():
         return _imported(given, lambda: _import_module(given))
@@ -44,14 +53,14 @@ def _imported(given: str, load: Any) -> ModuleType:
     except pytest.UsageError:
         raise
     except (Exception, SystemExit) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        line = where.lineno
-        if isinstance(error, SyntaxError) and error.lineno is not None:
-            where, line = traceback.FrameSummary(error.filename or given, 0, ""), error.lineno
-        reason = str(error).splitlines()[0] if str(error) else "no message"
+        message, place = str(error), traceback.extract_tb(error.__traceback__)[-1]
+        file, line = place.filename, place.lineno
+        if isinstance(error, SyntaxError):  # it names a place that never ran
+            message, file, line = error.msg, error.filename or given, error.lineno
+        reason = message.splitlines()[0] if message else "no message"
         raise pytest.UsageError(
             f"--subject {given} does not import: {type(error).__name__}: {reason}"
-            f" ({Path(where.filename).name}, line {line})"
+            f" ({Path(file).name}, line {line})"
         ) from None
     return module
 

@@ -74,7 +74,7 @@ def _complaint(violation: Violation, error: BaseException | None) -> str | None:
     )
 
 
-class _stopping_at_the_first_failure:  # noqa: N801 - reads as a phrase
+class _stopping_at_the_first_failure:
     """Make a hypothesis test of this item raise FirstFailure instead of shrinking its failure."""
 
     def __init__(self, item: pytest.Function) -> None:

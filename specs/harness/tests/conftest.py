@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,11 @@ class Suite:
         self.pytester = pytester
         self.path = pytester.path
 
+    @property
+    def has_randomly(self) -> bool:
+        """Whether pytest-randomly is there to shuffle tests."""
+        return find_spec("pytest_randomly") is not None
+
     def write(self, *parts: str, name: str = "test_doubling.py") -> Path:
         """Write a spec file of the chapter `arithmetic`."""
         path = self.path / "arithmetic" / name
@@ -51,6 +57,11 @@ class Suite:
         """Run pytest on the suite in this process."""
         always = ("-p", "no:randomly", "-p", "no:cacheprovider")
         return self.pytester.runpytest_inprocess(*always, *arguments)
+
+    def run_apart(self, *arguments: str | Path) -> pytest.RunResult:
+        """Run pytest on the suite in a process of its own."""
+        always = ("-p", "no:randomly", "-p", "no:cacheprovider")
+        return self.pytester.runpytest_subprocess(*always, *arguments)
 
 
 @pytest.fixture
