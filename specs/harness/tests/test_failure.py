@@ -28,7 +28,8 @@ def lines_after(result: pytest.RunResult, start: str) -> list[str]:
     "test",
     [
         "def test(relu):\n    assert relu(torch.tensor(1.)) == 2\n",
-        "@given(x=tensors(shape=(2,)))\ndef test(relu, x):\n    assert torch.equal(relu(x), 2 * x)\n",
+        "@given(x=tensors(shape=(2,)))\n"
+        "def test(relu, x):\n    assert torch.equal(relu(x), 2 * x)\n",
         "@given(x=st.tuples(st.just(-1.0), st.sampled_from([1, 2])))\n"
         "def test(relu, x):\n    assert relu(torch.tensor(x)).sum() < 0\n",
         "@pytest.mark.parametrize('x', [torch.tensor([1.0, float('nan'), float('inf')])])\n"
@@ -73,7 +74,8 @@ def test_what_cannot_be_written_as_python_gets_no_line(suite: Suite) -> None:
 def test_the_smallest_input_found_is_shown(suite: Suite) -> None:
     suite.write(
         WRONG,
-        "@given(x=st.integers(0, 10**6))\ndef test(relu, x):\n    assert relu(torch.tensor(x)) < 1000\n",
+        "@given(x=st.integers(0, 10**6))\n",
+        "def test(relu, x):\n    assert relu(torch.tensor(x)) < 1000\n",
     )
     (line,) = lines_after(suite.run("-k", "torch"), "reproduce: ")
     assert line.endswith("test.hypothesis.inner_test(relu=relu, x=1000)")
