@@ -18,8 +18,7 @@ from specs.harness.versions import installed
 def print_contents(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter) -> None:
     """`--rules`: id, kind and statement of every collected rule, chapter by chapter."""
     chapters: dict[str, dict[str, Rule]] = defaultdict(dict)
-    # In reading order, also where a plugin shuffled the tests.
-    for judged in _judged(sorted(items, key=lambda item: (str(item.path), item.location[1] or 0))):
+    for judged in _judged(_in_reading_order(items)):
         chapters[judged.chapter][judged.rule.id] = judged.rule
     reporter.ensure_newline()
     kinds: Counter[str] = Counter()
@@ -36,7 +35,7 @@ def print_contents(items: Iterable[pytest.Item], reporter: pytest.TerminalReport
 def print_cards(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter) -> None:
     """`--rule`: what each selected rule says, why, what breaking it costs, where it comes from."""
     shown: set[str] = set()
-    for item in items:
+    for item in _in_reading_order(items):
         judged = item.stash.get(JUDGED, None)
         if judged is None or judged.rule.id in shown:
             continue
@@ -105,6 +104,11 @@ def _exceptions(rules: Iterable[RuleRecord]) -> Iterator[str]:
 def _short_verdict(rule: RuleRecord) -> str:
     claimed = rule.claimed or ""
     return "holds under a condition" if claimed.startswith("holds if") else claimed
+
+
+def _in_reading_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """As the files are read, also where a plugin shuffled the tests."""
+    return sorted(items, key=lambda item: (str(item.path), item.location[1] or 0))
 
 
 def _judged(items: Iterable[pytest.Item]) -> Iterator[Judged]:

@@ -48,6 +48,19 @@ def test_the_worked_example_complains_about_a_mended_violation(suite: Suite) -> 
     result.stdout.fnmatch_lines(["RANK-01 cannot tell right from wrong: it accepts without_margin"])
 
 
+def test_the_readmes_own_loss_breaks_the_rules_that_it_names(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    subject = suite.path / "my_losses.py"
+    subject.write_text(code)
+    monkeypatch.chdir(ROOT)
+    result = suite.run_apart("specs/losses", "--subject", subject)
+    broken = re.findall(r"^(\S+) FAILED: ", "\n".join(result.outlines), flags=re.MULTILINE)
+    (sentence,) = re.findall(r"This one breaks (.*?):", README, flags=re.DOTALL)
+    assert sorted(broken) == sorted(re.findall(r"[A-Z]+-\d+", sentence))
+
+
 def test_the_readme_documents_every_option(suite: Suite) -> None:
     ours = (
         "\n".join(suite.run("--help").outlines).partition("Torch Rulebook:\n")[2].split("\n\n")[0]
