@@ -1,10 +1,13 @@
 """Binary cross entropy on probabilities and on logits, from the formulas, in float64.
 
 Everywhere: `input` and `target` have one shape, any; targets are probabilities of the positive
-class (1 positive, 0 negative, anything between for soft labels). Results are float64 on the CPU.
+class (1 positive, 0 negative, anything between for soft labels). Losses are in nats. Results are
+float64 on the CPU.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -50,7 +53,7 @@ def binary_cross_entropy(
         raise ValueError(f"input has shape {tuple(p.shape)}, target {tuple(y.shape)}")
     if not bool(((p >= 0) & (p <= 1)).all() and ((y >= 0) & (y <= 1)).all()):
         raise ValueError("probabilities and targets lie between 0 and 1")
-    losses = -(y * p.log().clamp(min=LOG_FLOOR) + (1 - y) * (1 - p).log().clamp(min=LOG_FLOOR))
+    losses = -(y * _floored_log(p) + (1 - y) * _floored_log(1 - p))
     return reduced(_times(weight, losses), reduction)
 
 
@@ -78,6 +81,13 @@ def binary_cross_entropy_with_logits(
         raise ValueError(f"input has shape {tuple(z.shape)}, target {tuple(y.shape)}")
     positive_part = _times(pos_weight, y * softplus(-z))
     return reduced(_times(weight, positive_part + (1 - y) * softplus(z)), reduction)
+
+
+def _floored_log(p: Tensor) -> Tensor:
+    """max(log p, -100), whose derivative is 1/p above the floor and 0 on it."""
+    above = p > math.exp(LOG_FLOOR)
+    one, floor = torch.ones_like(p), torch.full_like(p, LOG_FLOOR)
+    return p.where(above, one).log().where(above, floor)
 
 
 def _times(factor: Tensor | None, losses: Tensor) -> Tensor:

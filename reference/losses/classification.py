@@ -1,7 +1,8 @@
 """Softmax and the losses of one class among several, from their formulas, in float64.
 
 Everywhere: scores ("logits") are real numbers without unit, shape (N, C) or (N, C, d1, ...), with
-the C classes along dimension 1; a single sample may come as (C). Results are float64 on the CPU.
+the C classes along dimension 1; a single sample may come as (C). Losses are in nats. Results are
+float64 on the CPU.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 class BinaryClassifier(nn.Module):
     """A linear model of one logit: raw logits into the loss, sigmoid only at inference.
 
-    Inputs have shape (N, features); targets are floating point of shape (N), 1 for positive.
+    Inputs have shape (N, features); targets are floating point of shape (N), 1 for positive. Its
+    only layer is `linear`. Raises RuntimeError for inputs of another shape.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.BCEWithLogitsLoss.html
     """
@@ -39,7 +40,8 @@ class BinaryClassifier(nn.Module):
 class MultiClassClassifier(nn.Module):
     """A linear model of one logit per class: raw logits into the loss, softmax only at inference.
 
-    Inputs have shape (N, features); targets are class indices, int64 of shape (N).
+    Inputs have shape (N, features); targets are class indices, int64 of shape (N). Its only layer
+    is `linear`. Raises RuntimeError for inputs of another shape.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
     """
