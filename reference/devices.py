@@ -102,6 +102,26 @@ def require_device(name: str) -> torch.device:
     return device
 
 
+def same_device(left: torch.device | str, right: torch.device | str) -> bool:
+    """Whether two descriptions mean one device: a missing index stands for the current device.
+
+    `torch.device("cuda") == torch.device("cuda:0")` is False, although a tensor that is sent to
+    the first arrives on the second.
+
+    Errors: RuntimeError for a name that is no device.
+    Source: https://docs.pytorch.org/docs/stable/tensor_attributes.html#torch.device
+    """
+    import torch
+
+    def with_index(device: torch.device) -> tuple[str, int]:
+        current = 0
+        if device.type == "cuda" and torch.cuda.is_available():
+            current = torch.cuda.current_device()
+        return device.type, current if device.index is None else device.index
+
+    return with_index(torch.device(left)) == with_index(torch.device(right))
+
+
 def enable_mps_fallback() -> None:
     """Let operations that MPS lacks run on the CPU. Has to be called before torch is imported.
 

@@ -19,8 +19,9 @@ FILE_MODULE = "rulebook_subject"
 def label_of(target: Any) -> str:
     """The short name of where an implementation comes from: "torch", "reference", "my_module"."""
     module = getattr(target, "__module__", None)
-    if module is None:  # built-in functions of torch name only the class that they hang on
-        module = getattr(getattr(target, "__self__", None), "__module__", None) or "subject"
+    if module is None:  # built-in functions and methods of torch name only the class they hang on
+        owner = getattr(target, "__objclass__", None) or getattr(target, "__self__", None)
+        module = getattr(owner, "__module__", None) or "subject"
     top, *inner = module.split(".")
     return str(inner[-1] if top == "specs" and inner else top)
 
