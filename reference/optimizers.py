@@ -2,8 +2,7 @@
 
 Each holds its own copies of the parameters and takes the gradients as an argument: nothing is
 hidden in `.grad`. Options belong to all parameters: several groups are several optimizers. `lr` may
-be set between two steps, as a scheduler does. A gradient of None leaves its parameter, and what is
-remembered of it, as they are.
+be set between two steps, as a scheduler does.
 """
 
 from __future__ import annotations
@@ -45,11 +44,9 @@ class SGD:
         self.lr, self.momentum, self.dampening = lr, momentum, dampening
         self.weight_decay, self.nesterov, self.maximize = weight_decay, nesterov, maximize
 
-    def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Moves every parameter that has a gradient by one update."""
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Moves every parameter by one update."""
         for i, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
             p, v = self.parameters[i], self.velocities[i]
             g = _direction(gradient, self.maximize) + self.weight_decay * p
             direction = g
@@ -95,13 +92,12 @@ class Adam:
         self.lr, self.betas, self.eps = lr, betas, eps
         self.weight_decay, self.amsgrad, self.maximize = weight_decay, amsgrad, maximize
 
-    def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Moves every parameter that has a gradient by one update."""
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Moves every parameter by one update."""
         for i, gradient in enumerate(gradients):
-            if gradient is not None:
-                p = self.parameters[i]
-                g = _direction(gradient, self.maximize) + self.weight_decay * p
-                self.parameters[i] = p - self.lr * self._normalised(i, g)
+            p = self.parameters[i]
+            g = _direction(gradient, self.maximize) + self.weight_decay * p
+            self.parameters[i] = p - self.lr * self._normalised(i, g)
 
     def _normalised(self, i: int, g: Tensor) -> Tensor:
         beta1, beta2 = self.betas
@@ -136,13 +132,12 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(parameters, lr, betas, eps, weight_decay, amsgrad, maximize)
 
-    def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Shrinks and moves every parameter that has a gradient by one update."""
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Shrinks and moves every parameter by one update."""
         for i, gradient in enumerate(gradients):
-            if gradient is not None:
-                p = self.parameters[i] * (1 - self.lr * self.weight_decay)
-                g = _direction(gradient, self.maximize)
-                self.parameters[i] = p - self.lr * self._normalised(i, g)
+            p = self.parameters[i] * (1 - self.lr * self.weight_decay)
+            g = _direction(gradient, self.maximize)
+            self.parameters[i] = p - self.lr * self._normalised(i, g)
 
 
 def _direction(gradient: Tensor, maximize: bool) -> Tensor:

@@ -14,7 +14,8 @@ def kl_div(
     """p * (log p - log q) for each element, where `input` is log q and `target` is p or log p.
 
     Summed over the classes of one sample it is KL(p || q), in nats: how much longer messages from p
-    get if they are coded for q. A class with p = 0 adds nothing, as p * log p tends to 0 there.
+    get if they are coded for q. A class with p = 0 adds nothing, as p * log p tends to 0 there; but
+    a logarithm of minus infinity, on either side, makes it 0 * inf, which is nan.
 
     reduction: "none", "sum", "mean" (the sum over the number of elements: samples times classes)
         or "batchmean" (the sum over the length of the first dimension).
@@ -29,10 +30,8 @@ def kl_div(
         raise ValueError(f"input has shape {tuple(input.shape)}, target {tuple(target.shape)}")
     log_q, given = in_float64(input), in_float64(target)
     p = given.exp() if log_target else given
-    counts = p > 0
-    # Where p = 0 the logarithms are replaced by 0, so that neither value nor gradient is nan.
-    log_p = torch.where(counts, given if log_target else torch.where(counts, p, 1.0).log(), 0.0)
-    losses = p * (log_p - torch.where(counts, log_q, 0.0))
+    log_p = given if log_target else torch.where(p == 0, 1.0, p).log()
+    losses = p * (log_p - log_q)
     if reduction == "batchmean":
         return losses.sum() / losses.shape[0]
     return reduced(losses, reduction)

@@ -1,4 +1,4 @@
-"""What is done about rare positives: the focal loss, and the usual choice of pos_weight."""
+"""What is done about rare positives: the focal loss."""
 
 from __future__ import annotations
 
@@ -24,12 +24,10 @@ def focal_loss(
 
     `input` holds logits, `target` 0 or 1, in one shape, any. gamma and alpha have no unit. Returns
     float64, in nats.
-    Raises ValueError for a negative gamma, for shapes that differ and for an unknown reduction.
+    Raises ValueError for shapes that differ and for an unknown reduction.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, https://arxiv.org/abs/1708.02002
     """
-    if gamma < 0:
-        raise ValueError(f"gamma must not be negative, got {gamma}")
     if input.shape != target.shape:
         raise ValueError(f"input has shape {tuple(input.shape)}, target {tuple(target.shape)}")
     positive = in_float64(target) == 1
@@ -40,17 +38,3 @@ def focal_loss(
     if alpha is not None:
         losses = torch.where(positive, alpha, 1 - alpha) * losses
     return reduced(losses, reduction)
-
-
-def balancing_pos_weight(target: Tensor) -> float:
-    """negatives / positives: with it, both classes weigh the same in the summed loss.
-
-    `target` holds 0 and 1, in any shape. The weight has no unit.
-    Raises ValueError if there is no positive.
-
-    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.BCEWithLogitsLoss.html
-    """
-    positives = int((target == 1).sum())
-    if positives == 0:
-        raise ValueError("there is no positive sample to weigh")
-    return (target.numel() - positives) / positives
