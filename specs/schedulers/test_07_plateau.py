@@ -2,8 +2,8 @@
 
 At the end you will know after how many bad epochs it lowers the learning rate, what cooldown and
 several parameter groups change, and what must be saved to go on after a restart. Which metrics make
-an epoch bad is told in test_04b_plateau_metric.py, and where the falling rate ends in
-test_04c_plateau_floor.py.
+an epoch bad is told in test_08_plateau_metric.py, and where the falling rate ends in
+test_09_plateau_floor.py.
 
 In every example the rate starts at 1.0 and is halved (factor=0.5), so all rates are exact numbers.
 A list of rates is always: the learning rate after each epoch's `step(metric)`.

@@ -1,7 +1,7 @@
 """`last_epoch`, the argument by which a scheduler resumes without its state.
 
 At the end you know what it needs, what it means, and where it goes wrong. After this, resuming
-through `load_state_dict` (see test_08_resume.py) looks simpler, and it is.
+through `load_state_dict` (see test_17_resume.py) looks simpler, and it is.
 """
 
 from __future__ import annotations
