@@ -119,6 +119,10 @@ def _torch_states() -> list[State]:
         torch.set_autocast_dtype("cpu", before[1])
         torch.set_autocast_cache_enabled(before[2])
 
+    def default_device() -> torch.device:
+        # torch.get_default_device fails up to 2.9 once the default device was taken away again.
+        return torch.empty(0).device
+
     def restore_default_device(before: torch.device) -> None:
         # None takes the device mode away; naming the CPU would leave one in place.
         torch.set_default_device(None if before.type == "cpu" else before)
@@ -130,7 +134,7 @@ def _torch_states() -> list[State]:
     return [
         State("torch random", torch.get_rng_state, torch.set_rng_state, always=True),
         State("default dtype", torch.get_default_dtype, torch.set_default_dtype),
-        State("default device", torch.get_default_device, restore_default_device),
+        State("default device", default_device, restore_default_device),
         State("threads", torch.get_num_threads, torch.set_num_threads),
         State("grad mode", torch.is_grad_enabled, torch.set_grad_enabled),
         State("anomaly detection", anomaly_detection, restore_anomaly_detection),

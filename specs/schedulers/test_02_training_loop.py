@@ -213,7 +213,7 @@ def steps_the_scheduler_in_every_batch(
     *,
     epochs: int,
     scheduler: Any = None,
-    **_: Any,
+    **_options: Any,
 ) -> History:
     """Steps a scheduler that counts epochs once for each batch."""
     history = History()

@@ -70,9 +70,21 @@ def test_the_readme_documents_every_option(suite: Suite) -> None:
     assert [name for name in options if f"`{name}" not in README] == []
 
 
-def test_the_readme_names_every_chapter() -> None:
-    chapters = {path.parent.name for path in ROOT.glob("specs/*/test_*.py")}
-    assert [name for name in sorted(chapters) if f"specs/{name}" not in README] == []
+def test_the_readme_counts_the_rules_of_every_chapter(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    contents = suite.run_apart("specs", "--rules", "-q").outlines
+    counts: dict[str, int] = {}
+    for line in contents:
+        if heading := re.fullmatch(r"-+ (\w+) -+", line):
+            chapter = heading[1]
+            counts[chapter] = 0
+        elif re.match(r"[A-Z]+-\d+ ", line):
+            counts[chapter] += 1
+    stated = re.findall(r"^\| \[specs/(\w+)\]\(specs/\1\) \| (\d+) \|", README, flags=re.MULTILINE)
+    assert {chapter: int(count) for chapter, count in stated} == counts
+    assert f"{sum(counts.values())} rules" in README
 
 
 def test_the_ledger_is_documented_key_by_key() -> None:

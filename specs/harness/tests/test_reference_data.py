@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ def test_tumours_are_standardised_by_the_training_part_alone() -> None:
 
 
 @pytest.mark.parametrize("load", [digits, breast_cancer])
-def test_both_parts_have_the_same_share_of_each_class(load: type[Split]) -> None:
+def test_both_parts_have_the_same_share_of_each_class(load: Callable[[], Split]) -> None:
     split = load()
     for kind in split.train_targets.unique():
         share = (split.train_targets == kind).float().mean()
@@ -44,7 +46,7 @@ def test_the_split_is_fixed() -> None:
 
 
 @pytest.mark.parametrize("load", [digits, breast_cancer])
-def test_who_changes_a_data_set_changes_a_copy(load: type[Split]) -> None:
+def test_who_changes_a_data_set_changes_a_copy(load: Callable[[], Split]) -> None:
     load().train_inputs.zero_()
     assert load().train_inputs.any()
 
