@@ -63,7 +63,7 @@ def print_summary(
     rules = record.rules.values()
     if not rules:
         return
-    reporter.section("rulebook")
+    reporter.write_sep("=", "rulebook")
     judged = (
         f"torch {installed('torch')} on {', '.join(devices)}, Python {platform.python_version()}"
     )
