@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import platform
+import shutil
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -13,6 +15,9 @@ from specs.harness.collection import JUDGED, Judged
 from specs.harness.record import RuleRecord, RunRecord
 from specs.harness.rules import Rule
 from specs.harness.versions import installed
+
+#: Text is wrapped at the terminal's width, but no line is longer than this many characters.
+WIDEST = 100
 
 
 def print_contents(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter) -> None:
@@ -43,7 +48,7 @@ def print_cards(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter)
         shown.add(rule.id)
         reporter.ensure_newline()
         reporter.write_sep("-", f"{rule.id} ({rule.kind})")
-        reporter.write_line(rule.statement, bold=True)
+        reporter.write_line(_wrapped("", rule.statement), bold=True)
         why = inspect.getdoc(getattr(item, "function", None))
         facts = {
             "why": " ".join(why.split("\n\n")[0].split()) if why else None,
@@ -53,7 +58,7 @@ def print_cards(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter)
         }
         for name, fact in facts.items():
             if fact:
-                reporter.write_line(f"{name + ':':<13}{fact}")
+                reporter.write_line(_wrapped(f"{name + ':':<13}", fact))
 
 
 def print_summary(
@@ -116,6 +121,19 @@ def _judged(items: Iterable[pytest.Item]) -> Iterator[Judged]:
         judged = item.stash.get(JUDGED, None)
         if judged is not None:
             yield judged
+
+
+def _wrapped(label: str, text: str) -> str:
+    """A label and a text beside it, in lines that fit the terminal; an address is never cut."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=label,
+        subsequent_indent=" " * len(label),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _count(number: int, noun: str) -> str:
