@@ -120,14 +120,7 @@ class Collection:
             self._check_user_module(config)
         wanted = config.getoption("rule")
         if wanted is not None:
-            ids = [id.strip() for id in wanted.split(",")]
-            if not all(ids):
-                raise pytest.UsageError(
-                    f"--rule{' ' + wanted if wanted else ''}:"
-                    " expected one id or several separated by commas"
-                )
-            for id in ids:
-                self._check_known(id)
+            ids = self._known_ids(wanted)
             kept: list[pytest.Item] = []
             left: list[pytest.Item] = []
             for item in items:
@@ -168,11 +161,20 @@ class Collection:
                 f" that these rules judge: {', '.join(names)}"
             )
 
-    def _check_known(self, id: str) -> None:
-        if id not in self.rules:
-            nearest = difflib.get_close_matches(id.upper(), self.rules, n=3)
-            hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-            raise pytest.UsageError(f"--rule {id}: no such rule among those collected{hint}")
+    def _known_ids(self, wanted: str) -> list[str]:
+        """The ids that `--rule` lists, all of them collected."""
+        ids = [id.strip() for id in wanted.split(",")]
+        if not all(ids):
+            given = f" {wanted}" if wanted else ""
+            raise pytest.UsageError(
+                f"--rule{given}: expected one id or several separated by commas"
+            )
+        for id in ids:
+            if id not in self.rules:
+                nearest = difflib.get_close_matches(id.upper(), self.rules, n=3)
+                hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+                raise pytest.UsageError(f"--rule {id}: no such rule among those collected{hint}")
+        return ids
 
 
 def _marker(judged: Judged) -> pytest.MarkDecorator:
