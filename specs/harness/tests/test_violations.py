@@ -181,6 +181,12 @@ def test_a_known_bug_is_expected_and_named(suite: Suite) -> None:
     result.stdout.fnmatch_lines(["DBL-01: known upstream bug: https://example.org/issues/7"])
 
 
+def test_the_same_function_given_by_the_user_has_the_same_bug(suite: Suite) -> None:
+    (suite.path / "lib.py").write_text("def double(x):\n    return 4 * x\n")
+    suite.write("import lib\n", BUG.format(target="lib.double", options=""))
+    suite.run_apart("--subject", "lib").assert_outcomes(passed=1, xfailed=1)
+
+
 def test_a_known_bug_that_is_gone_fails_the_run(suite: Suite) -> None:
     suite.write("def fixed(x):\n    return 2 * x\n", BUG.format(target="fixed", options=""))
     result = suite.run()
