@@ -114,7 +114,7 @@ def _set_up_hypothesis() -> None:
         derandomize=True,
         database=None,
         deadline=None,
-        max_examples=50,
+        max_examples=100,
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
     )

@@ -19,6 +19,14 @@ REJECTION = (AssertionError, pytest.fail.Exception)
 PASSED_THROUGH = (pytest.skip.Exception, pytest.exit.Exception, KeyboardInterrupt)
 
 
+#: Inputs that a violation may take to be rejected.
+MOST_EXAMPLES = 1000
+
+#: Where hypothesis keeps the settings of a test. It offers no public way to change them for one
+#: run; its own pytest plugin sets this attribute, too.
+SETTINGS = "_hypothesis_internal_use_settings"
+
+
 class FirstFailure(BaseException):
     """Carries a violation's first failure out of hypothesis, which would search for a smaller one.
 
@@ -75,17 +83,24 @@ def _complaint(violation: Violation, error: BaseException | None) -> str | None:
 
 
 class _stopping_at_the_first_failure:
-    """Make a hypothesis test of this item raise FirstFailure instead of shrinking its failure."""
+    """Make a hypothesis test of this item raise FirstFailure instead of shrinking its failure.
+
+    It may then also try more inputs than a subject's test does: nearly always few are needed, and
+    a violation must not be accepted because a new hypothesis draws other ones.
+    """
 
     def __init__(self, item: pytest.Function) -> None:
+        self.test = item.obj
         self.handle = getattr(item.obj, "hypothesis", None)
 
     def __enter__(self) -> None:
         if self.handle is None:
             return
+        from hypothesis import settings
         from hypothesis.errors import HypothesisException
 
         self.inner = inner = self.handle.inner_test
+        self.settings = getattr(self.test, SETTINGS)
 
         def run_once(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -96,10 +111,12 @@ class _stopping_at_the_first_failure:
                 raise FirstFailure(error) from None
 
         self.handle.inner_test = run_once
+        setattr(self.test, SETTINGS, settings(self.settings, max_examples=MOST_EXAMPLES))
 
     def __exit__(self, *_: object) -> None:
         if self.handle is not None:
             self.handle.inner_test = self.inner
+            setattr(self.test, SETTINGS, self.settings)
 
 
 def _code_of(target: Any) -> Iterator[CodeType]:

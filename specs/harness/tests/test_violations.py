@@ -123,6 +123,21 @@ def test_a_property_rejects_a_violation_without_shrinking(suite: Suite) -> None:
     suite.run().assert_outcomes(passed=3)
 
 
+def test_a_violation_gets_more_inputs_than_a_subject(suite: Suite) -> None:
+    suite.write(
+        "from hypothesis import given, strategies as st\nseen = {}\n",
+        "def rarely_wrong(x):\n    return 2 * x + (len(seen) == 400)\n",
+        rule_violated_by(
+            "rarely_wrong",
+            "@given(x=st.integers())\ndef test(double, x):\n"
+            "    seen[x] = double\n    assert double(x) == x + x\n",
+        ),
+        "def test_only_the_violation_saw_so_many():\n",
+        "    assert 0 < sum(judged is double for judged in seen.values()) <= 100\n",
+    )
+    suite.run().assert_outcomes(passed=3)
+
+
 def test_a_property_that_accepts_a_violation_fails_the_run(suite: Suite) -> None:
     suite.write(
         "from hypothesis import given, strategies as st\n",
