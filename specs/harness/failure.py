@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from traceback import walk_tb
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -82,13 +83,10 @@ def python_line(
     )
 
 
-def _frame_of(function: Any, traceback: TracebackType | None) -> FrameType | None:
-    found = None
-    while traceback is not None:
-        if traceback.tb_frame.f_code is function.__code__:
-            found = traceback.tb_frame
-        traceback = traceback.tb_next
-    return found
+def _frame_of(function: Any, trace: TracebackType | None) -> FrameType | None:
+    """The last frame in which the function ran: hypothesis calls a test many times."""
+    frames = [frame for frame, _ in walk_tb(trace) if frame.f_code is function.__code__]
+    return frames[-1] if frames else None
 
 
 def _home_of(target: Any) -> tuple[str, str] | None:
@@ -124,7 +122,7 @@ def _literal(value: Any) -> str | None:
         shape = "" if value.numel() else f".reshape({tuple(value.shape)})"
         return f"torch.tensor({numbers}, dtype={value.dtype}){shape}"
     if isinstance(value, list | tuple):
-        inner = list(_literals(value))
+        inner = [_literal(one) for one in value]
         if None in inner:
             return None
         text = ", ".join(str(one) for one in inner)
@@ -137,8 +135,3 @@ def _literal(value: Any) -> str | None:
             return None
         return "{" + ", ".join(f"{key}: {one}" for key, one in pairs) + "}"
     return None
-
-
-def _literals(values: Any) -> Iterator[str | None]:
-    for value in values:
-        yield _literal(value)

@@ -20,6 +20,9 @@ from specs.harness.observations import OBSERVED
 #: The attribute of a report that carries what the record needs.
 CARRIED = "rulebook"
 
+#: What is carried of a rule beside its id.
+ABOUT_A_RULE = ("statement", "kind", "source", "chapter", "claimed")
+
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
@@ -44,7 +47,6 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.hookimpl
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Name the rule in JUnit's properties."""
     judged = item.stash.get(JUDGED, None)
@@ -124,8 +126,8 @@ class RunRecord:
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.rules: dict[str, RuleRecord] = {}
-        #: Tests that belong to no rule, by node id.
-        self.others: dict[str, TestRecord] = {}
+        #: Every test that reported, by node id; a rule's tests stand under the rule as well.
+        self.tests: dict[str, TestRecord] = {}
         self.collected: list[str] = []
         self._machine: dict[str, Any] = {}
 
@@ -135,18 +137,15 @@ class RunRecord:
         return self._machine or machine_facts()
 
     @property
-    def tests(self) -> dict[str, TestRecord]:
-        """Every test that reported, by node id."""
-        merged = dict(self.others)
-        for rule in self.rules.values():
-            merged.update(rule.tests)
-        return merged
+    def others(self) -> dict[str, TestRecord]:
+        """Tests that belong to no rule, by node id."""
+        of_rules = {id for rule in self.rules.values() for id in rule.tests}
+        return {id: test for id, test in self.tests.items() if id not in of_rules}
 
     @property
     def not_run(self) -> list[str]:
         """Node ids of the tests that were collected but did not report: after `-x`, or a crash."""
-        reported = self.tests
-        return sorted(id for id in self.collected if id not in reported)
+        return sorted(id for id in self.collected if id not in self.tests)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note what is to run; with xdist the workers collect, and this finds nothing."""
@@ -165,17 +164,14 @@ class RunRecord:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add one phase (setup, call, teardown) of one test."""
+        test = self.tests.setdefault(report.nodeid, TestRecord())
         carried = getattr(report, CARRIED, None)
-        if carried is None:
-            test = self.tests.get(report.nodeid) or self.others.setdefault(
-                report.nodeid, TestRecord()
-            )
-        else:
-            about = {
-                key: carried[key] for key in ("statement", "kind", "source", "chapter", "claimed")
-            }
-            rule = self.rules.setdefault(carried["id"], RuleRecord(carried["id"], **about))
-            test = rule.tests.setdefault(report.nodeid, TestRecord(role=carried["role"]))
+        if carried is not None:
+            id = carried["id"]
+            if id not in self.rules:
+                self.rules[id] = RuleRecord(id, **{key: carried[key] for key in ABOUT_A_RULE})
+            self.rules[id].tests[report.nodeid] = test
+            test.role = carried["role"]
             test.observations.update(carried["observations"])
         test.seconds += report.duration
         outcome = _outcome(report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator
+from traceback import walk_tb
 from types import CodeType, TracebackType
 from typing import Any
 
@@ -17,7 +18,6 @@ REJECTION = (AssertionError, pytest.fail.Exception)
 
 #: Neither a verdict nor an accident: these pass through.
 PASSED_THROUGH = (pytest.skip.Exception, pytest.exit.Exception, KeyboardInterrupt)
-
 
 #: Inputs that a violation may take to be rejected.
 MOST_EXAMPLES = 1000
@@ -70,7 +70,8 @@ def _complaint(violation: Violation, error: BaseException | None) -> str | None:
         expected = " or ".join(one.__name__ for one in violation.raises)
     else:
         own_code = set(_code_of(violation.target))
-        if isinstance(error, REJECTION) and not own_code & set(_code_in(error.__traceback__)):
+        passed = {frame.f_code for frame, _ in walk_tb(error.__traceback__)}
+        if isinstance(error, REJECTION) and not own_code & passed:
             return None
         expected = "a failed assertion of the spec"
     message = str(error).strip().splitlines()
@@ -142,15 +143,9 @@ def _with_nested(code: CodeType) -> Iterator[CodeType]:
             yield from _with_nested(constant)
 
 
-def _code_in(traceback: TracebackType | None) -> Iterator[CodeType]:
-    while traceback is not None:
-        yield traceback.tb_frame.f_code
-        traceback = traceback.tb_next
-
-
-def _deepest(traceback: TracebackType | None) -> str:
+def _deepest(trace: TracebackType | None) -> str:
+    """Where an error was raised, relative to the project if it was inside it."""
     where = "no traceback"
-    while traceback is not None:
-        where = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
-        traceback = traceback.tb_next
+    for frame, line in walk_tb(trace):
+        where = f"{frame.f_code.co_filename}:{line}"
     return where.removeprefix(f"{sys.path[0]}/")
