@@ -21,7 +21,7 @@ from reference.training import train_one_epoch
 from specs.harness import raising, rule, spec
 from specs.harness.agreement import agree
 from specs.harness.observations import Observe
-from specs.schedulers.traces import Scheduler
+from specs.schedulers.traces import Scheduler, rates_of_steps
 
 PAGE = "https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR.html"
 
@@ -189,16 +189,6 @@ def test_accumulated_batches_share_one_step(train_accumulating: Callable[..., No
 # ---------------------------------------------------------------- CLAIM-03: and once per epoch?
 
 
-def learning_rates_used(optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> list[float]:
-    """The learning rate of each of `steps` optimizer steps; the scheduler steps after each."""
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
 def counts_epochs(optimizer: Optimizer, epochs: int, **options: Any) -> LRScheduler:
     """A cycle of one step per epoch whose peak is its last step."""
     return OneCycleLR(
@@ -225,7 +215,7 @@ def test_stepped_once_per_epoch_the_rate_stays_at_the_foot_of_the_rise(
     """
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     scheduler = OneCycleLR(optimizer, max_lr=0.1, epochs=10, steps_per_epoch=50, pct_start=0.3)
-    rate_of_epoch = learning_rates_used(optimizer, scheduler, steps=10)
+    rate_of_epoch = rates_of_steps(optimizer, scheduler, steps=10)
     observe("rate of each epoch", rate_of_epoch)
 
     assert rate_of_epoch == sorted(rate_of_epoch)
@@ -244,7 +234,7 @@ def test_the_number_of_batches_decides_where_the_peak_is(OneCycleLR: Scheduler) 
         scheduler = OneCycleLR(
             optimizer, max_lr=0.1, epochs=10, steps_per_epoch=batches_per_epoch, pct_start=0.25
         )
-        rate_of_epoch = learning_rates_used(optimizer, scheduler, steps=10)
+        rate_of_epoch = rates_of_steps(optimizer, scheduler, steps=10)
         assert rate_of_epoch.index(max(rate_of_epoch)) == peak
         assert agree(rate_of_epoch[peak], 0.1, scale=0.1)
 
@@ -322,7 +312,7 @@ def test_the_rate_after_the_last_step_has_risen_again(
     """
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=20)
-    rates = learning_rates_used(optimizer, scheduler, steps=20)
+    rates = rates_of_steps(optimizer, scheduler, steps=20)
     [rate_after] = scheduler.get_last_lr()
     observe("rate after the last step", rate_after)
 
@@ -340,7 +330,7 @@ def test_with_linear_annealing_that_rate_is_negative(OneCycleLR: Scheduler) -> N
     scheduler = OneCycleLR(
         optimizer, max_lr=0.1, total_steps=20, anneal_strategy="linear", cycle_momentum=False
     )
-    learning_rates_used(optimizer, scheduler, steps=20)  # no gradient yet: the weight stays at 1
+    rates_of_steps(optimizer, scheduler, steps=20)  # no gradient yet: the weight stays at 1
 
     final = 0.1 / 25 / 1e4
     slope = (final - 0.1) / 14  # the fall takes the 14 steps from the peak in step 5 to step 19

@@ -21,7 +21,7 @@ from reference.schedulers import one_cycle
 from specs.harness import rule, spec
 from specs.harness.agreement import agree
 from specs.harness.observations import Observe
-from specs.schedulers.traces import Scheduler
+from specs.schedulers.traces import Scheduler, rates_of_steps
 
 PAGE = "https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR.html"
 
@@ -35,16 +35,6 @@ CYCLES: list[dict[str, Any]] = [
     {"total_steps": 18, "div_factor": 1.0, "pct_start": 0.75},  # 0.75 * 18 - 1 = 12.5
     {"total_steps": 9, "pct_start": 0.0},
 ]
-
-
-def learning_rates_used(optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> list[float]:
-    """The learning rate of each of `steps` optimizer steps; the scheduler steps after each."""
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
 
 
 # ---------------------------------------------------------------- LR-13: start, peak and end
@@ -94,7 +84,7 @@ def test_it_starts_peaks_and_ends_where_its_arguments_say(
     """Steps count from 0: a cycle of 20 steps peaks in step 0.3 * 20 - 1 = 5, ends in step 19."""
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=20)
-    rates = learning_rates_used(optimizer, scheduler, steps=20)
+    rates = rates_of_steps(optimizer, scheduler, steps=20)
     observe("rates", rates)
 
     assert agree(rates[0], 0.1 / 25, scale=0.1)
@@ -121,7 +111,7 @@ def test_every_rate_between_follows_the_closed_form(OneCycleLR: Scheduler) -> No
         steps = options["total_steps"]
         scheduler = OneCycleLR(optimizer, max_lr=0.5, **options)
         expected = [one_cycle(t, max_lr=0.5, **options) for t in range(steps)]
-        assert agree(learning_rates_used(optimizer, scheduler, steps), expected, scale=0.5)
+        assert agree(rates_of_steps(optimizer, scheduler, steps), expected, scale=0.5)
 
 
 @spec("LR-13", violated_by=[peaks_one_step_late, ends_at_max_lr_over_final_div_factor])
@@ -138,7 +128,7 @@ def test_so_it_does_with_any_arguments(OneCycleLR: Scheduler, **arguments: Any) 
     steps = arguments["total_steps"]
     assume(abs(arguments["pct_start"] * steps - 1) > 1e-6)
     optimizer = SGD([torch.zeros(1)], lr=0.1)
-    rates = learning_rates_used(optimizer, OneCycleLR(optimizer, max_lr=0.5, **arguments), steps)
+    rates = rates_of_steps(optimizer, OneCycleLR(optimizer, max_lr=0.5, **arguments), steps)
     assert agree(rates, [one_cycle(t, max_lr=0.5, **arguments) for t in range(steps)], ulps=64)
 
 
@@ -197,7 +187,7 @@ def test_epochs_times_steps_per_epoch_is_the_length(OneCycleLR: Scheduler) -> No
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     scheduler = OneCycleLR(optimizer, max_lr=0.1, epochs=3, steps_per_epoch=7)
     expected = [one_cycle(t, max_lr=0.1, total_steps=21) for t in range(21)]
-    assert agree(learning_rates_used(optimizer, scheduler, 21), expected, scale=0.1)
+    assert agree(rates_of_steps(optimizer, scheduler, 21), expected, scale=0.1)
 
 
 @spec("LR-13", violated_by=[prefers_epochs])
@@ -206,7 +196,7 @@ def test_total_steps_wins_where_both_are_given(OneCycleLR: Scheduler) -> None:
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=12, epochs=3, steps_per_epoch=7)
     expected = [one_cycle(t, max_lr=0.1, total_steps=12) for t in range(12)]
-    assert agree(learning_rates_used(optimizer, scheduler, 12), expected, scale=0.1)
+    assert agree(rates_of_steps(optimizer, scheduler, 12), expected, scale=0.1)
 
 
 def makes_the_rise_longer(
@@ -250,7 +240,7 @@ def test_final_div_factor_divides_the_first_rate_not_the_peak(OneCycleLR: Schedu
             div_factor=div_factor,
             final_div_factor=final_div_factor,
         )
-        last_rate = learning_rates_used(optimizer, scheduler, steps=20)[-1]
+        last_rate = rates_of_steps(optimizer, scheduler, steps=20)[-1]
 
         assert agree(last_rate, 0.1 / div_factor / final_div_factor, scale=0.1)
         claimed = agree(last_rate, 0.1 / final_div_factor, scale=0.1)
@@ -292,7 +282,7 @@ START, PEAK, END = 0.1 / 25, 0.1, 0.1 / 25 / 1e4
 def test_by_default_one_cosine_rises_and_another_one_falls(OneCycleLR: Scheduler) -> None:
     """Half a cosine from the start to the peak, half a cosine from the peak to the end."""
     optimizer = SGD([torch.zeros(1)], lr=0.1)
-    rates = learning_rates_used(optimizer, OneCycleLR(optimizer, **SHORT_RISE), steps=21)
+    rates = rates_of_steps(optimizer, OneCycleLR(optimizer, **SHORT_RISE), steps=21)
 
     for t in range(RISE):
         done = (1 - math.cos(math.pi * t / RISE)) / 2
@@ -307,7 +297,7 @@ def test_anneal_strategy_linear_straightens_both_phases(OneCycleLR: Scheduler) -
     """Every step of a phase changes the rate by the same amount."""
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     scheduler = OneCycleLR(optimizer, anneal_strategy="linear", **SHORT_RISE)
-    rates = learning_rates_used(optimizer, scheduler, steps=21)
+    rates = rates_of_steps(optimizer, scheduler, steps=21)
     changes = [after - before for before, after in pairwise(rates)]
     assert agree(changes, [(PEAK - START) / RISE] * RISE + [(END - PEAK) / FALL] * FALL, scale=0.1)
 
@@ -317,7 +307,7 @@ def test_three_phase_falls_as_it_rose_and_then_to_the_end(OneCycleLR: Scheduler)
     """The second phase mirrors the first, the third one goes from the start value to the end."""
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     scheduler = OneCycleLR(optimizer, three_phase=True, **SHORT_RISE)
-    rates = learning_rates_used(optimizer, scheduler, steps=21)
+    rates = rates_of_steps(optimizer, scheduler, steps=21)
 
     rise, fall, tail = rates[:5], rates[4:9], rates[8:]
     assert agree(fall, rise[::-1], scale=0.1)

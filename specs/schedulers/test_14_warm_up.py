@@ -25,7 +25,7 @@ from reference.training import train_one_epoch
 from specs.harness import rule, spec
 from specs.harness.agreement import agree
 from specs.harness.observations import Observe
-from specs.schedulers.traces import Scheduler
+from specs.schedulers.traces import Scheduler, rates_of_steps
 
 #: Pairs of W, the steps of the warm-up, and T, the steps of the whole run.
 RUNS = [(5, 20), (1, 10), (30, 40), (23, 69), (10, 100)]
@@ -115,23 +115,13 @@ def test_the_rate_rises_to_the_base_rate_and_falls_to_the_floor(
             scheduler.step()
 
 
-def learning_rates_used(optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> list[float]:
-    """The learning rate of each of `steps` optimizer steps; the scheduler steps after each."""
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
 @spec("LR-16", violated_by=[no_warm_up, warm_up_beyond_the_milestone])
 def test_the_warm_up_ends_one_even_step_below_the_base_rate(
     warm_up_then_cosine: Scheduler, observe: Observe
 ) -> None:
     """W equal steps lead up, and the last one of them is the milestone: nothing jumps."""
     optimizer = SGD([torch.zeros(1)], lr=0.1)
-    rates = learning_rates_used(optimizer, warm_up_then_cosine(optimizer, W=5, T=20), steps=20)
+    rates = rates_of_steps(optimizer, warm_up_then_cosine(optimizer, W=5, T=20), steps=20)
     observe("rates", rates)
 
     even_step = 0.1 * 0.99 / 5
@@ -244,7 +234,7 @@ def test_one_after_the_other_they_reach_the_full_rate(SequentialLR: Scheduler) -
     rise = LinearLR(optimizer, start_factor=0.1, total_iters=5)
     fall = CosineAnnealingLR(optimizer, T_max=15)
     scheduler = SequentialLR(optimizer, [rise, fall], milestones=[5])
-    rates = learning_rates_used(optimizer, scheduler, steps=20)
+    rates = rates_of_steps(optimizer, scheduler, steps=20)
 
     assert agree(rates[5], 0.1, scale=0.1)
     assert max(rates) == rates[5]
@@ -259,7 +249,7 @@ def test_side_by_side_their_factors_multiply(ChainedScheduler: Scheduler, observ
     rise = LinearLR(optimizer, start_factor=0.1, total_iters=5)
     fall = CosineAnnealingLR(optimizer, T_max=15)
     chain = ChainedScheduler([rise, fall], optimizer)
-    rates = learning_rates_used(optimizer, chain, steps=20)
+    rates = rates_of_steps(optimizer, chain, steps=20)
     observe("rates", rates)
 
     optimizer = SGD([torch.zeros(1)], lr=0.1)

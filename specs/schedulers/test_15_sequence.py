@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
@@ -18,7 +18,6 @@ from torch.optim.lr_scheduler import (
     ExponentialLR,
     LambdaLR,
     LinearLR,
-    LRScheduler,
     MultiplicativeLR,
     MultiStepLR,
     PolynomialLR,
@@ -30,7 +29,7 @@ from reference import schedulers as closed_form
 from specs.harness import rule, spec
 from specs.harness.agreement import agree
 from specs.harness.observations import Observe
-from specs.schedulers.traces import Scheduler
+from specs.schedulers.traces import Scheduler, rates_of_steps
 
 #: Schedulers, their arguments, and the closed form of each.
 RESTARTING: list[tuple[Any, dict[str, Any], Callable[..., float]]] = [
@@ -44,16 +43,6 @@ RESTARTING: list[tuple[Any, dict[str, Any], Callable[..., float]]] = [
     (CosineAnnealingLR, {"T_max": 6}, closed_form.cosine_annealing),
     (CosineAnnealingWarmRestarts, {"T_0": 4}, closed_form.cosine_annealing_warm_restarts),
 ]
-
-
-def learning_rates_used(optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> list[float]:
-    """The learning rate of each of `steps` optimizer steps; the scheduler steps after each."""
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
 
 
 class KeepsTheDecay(SequentialLR):
@@ -103,7 +92,7 @@ def test_the_decay_before_a_milestone_is_forgotten(
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     halving, slow = ExponentialLR(optimizer, gamma=0.5), ExponentialLR(optimizer, gamma=0.9)
     scheduler = SequentialLR(optimizer, [halving, slow], milestones=[3])
-    rates = learning_rates_used(optimizer, scheduler, steps=6)
+    rates = rates_of_steps(optimizer, scheduler, steps=6)
     observe("rates", rates)
     assert agree(rates, [0.1, 0.05, 0.025, 0.1, 0.09, 0.081], scale=0.1)
 
@@ -116,7 +105,7 @@ def test_each_schedule_follows_its_own_closed_form_from_step_0(SequentialLR: Sch
         halving = ExponentialLR(optimizer, gamma=0.5)
         other = scheduler_class(optimizer, **arguments)
         scheduler = SequentialLR(optimizer, [halving, other], milestones=[3])
-        rates = learning_rates_used(optimizer, scheduler, steps=13)
+        rates = rates_of_steps(optimizer, scheduler, steps=13)
 
         expected = [0.1, 0.05, 0.025] + [formula(t, 0.1, **arguments) for t in range(10)]
         assert agree(rates, expected, ulps=64, scale=0.1)
@@ -157,11 +146,11 @@ def test_multiplicative_lr_goes_on_from_the_rate_it_finds(
     halving = ExponentialLR(optimizer, gamma=0.5)
     slow = MultiplicativeLR(optimizer, lambda t: 0.9 if t > 0 else 1.0)
     scheduler = SequentialLR(optimizer, [halving, slow], milestones=[3])
-    rates = learning_rates_used(optimizer, scheduler, steps=6)
+    rates = rates_of_steps(optimizer, scheduler, steps=6)
     assert agree(rates, [0.1, 0.05, 0.025, 0.025, 0.0225, 0.02025], scale=0.1)
 
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     halving = ExponentialLR(optimizer, gamma=0.5)
     slow = MultiplicativeLR(optimizer, lambda _: 0.9)
     scheduler = SequentialLR(optimizer, [halving, slow], milestones=[3])
-    observe("rates with 0.9 for step 0", learning_rates_used(optimizer, scheduler, steps=6))
+    observe("rates with 0.9 for step 0", rates_of_steps(optimizer, scheduler, steps=6))

@@ -34,6 +34,16 @@ def adam() -> Optimizer:
     return Adam([{"params": [torch.zeros(1)], "lr": lr} for lr in BASE_LRS])
 
 
+def rates_of_steps(optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> list[float]:
+    """The first group's rate at each of `steps` optimizer steps; the scheduler steps after each."""
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
 def groups_used(
     scheduler: Scheduler,
     arguments: dict[str, Any],
