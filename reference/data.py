@@ -49,6 +49,18 @@ def breast_cancer() -> Split:
     return Split(*(part.clone() for part in _breast_cancer()))
 
 
+def wine() -> Split:
+    """Wine: 178 Italian wines with 13 measurements of three cultivars, 142 for training.
+
+    Inputs are float32 of shape (n, 13), standardised with the mean and the standard deviation of
+    the training part only. Targets are int64 of shape (n,): the cultivar from 0 to 2. The split
+    keeps the share of each cultivar.
+
+    Source: https://scikit-learn.org/stable/modules/generated/sklearn.datasets.load_wine.html
+    """
+    return Split(*(part.clone() for part in _wine()))
+
+
 def batches(
     inputs: Tensor, targets: Tensor, batch_size: int, generator: torch.Generator | None = None
 ) -> list[tuple[Tensor, Tensor]]:
@@ -83,13 +95,25 @@ def _breast_cancer() -> Split:
     from sklearn.datasets import load_breast_cancer
 
     measurements, benign = load_breast_cancer(return_X_y=True)
-    split = _split(torch.as_tensor(measurements), torch.as_tensor(1.0 - benign))
+    targets = torch.as_tensor(1.0 - benign, dtype=torch.float32)
+    return _standardised(_split(torch.as_tensor(measurements), targets))
+
+
+@lru_cache(maxsize=1)
+def _wine() -> Split:
+    from sklearn.datasets import load_wine
+
+    measurements, cultivars = load_wine(return_X_y=True)
+    targets = torch.as_tensor(cultivars, dtype=torch.int64)
+    return _standardised(_split(torch.as_tensor(measurements), targets))
+
+
+def _standardised(split: Split) -> Split:
+    """Every measurement with mean 0 and standard deviation 1 on the training part, as float32."""
     mean, std = split.train_inputs.mean(dim=0), split.train_inputs.std(dim=0)
-    return Split(
-        ((split.train_inputs - mean) / std).float(),
-        split.train_targets.float(),
-        ((split.test_inputs - mean) / std).float(),
-        split.test_targets.float(),
+    return split._replace(
+        train_inputs=((split.train_inputs - mean) / std).float(),
+        test_inputs=((split.test_inputs - mean) / std).float(),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from specs.harness.optional import Missing
 from specs.harness.rules import DECLARATION, Declaration, Rule, RuleError, Subject, Violation
 from specs.harness.subjects import label_of, label_of_module
 from specs.harness.versions import as_release, torch_release
@@ -153,7 +154,7 @@ class Collection:
         for violation in declaration.violations:
             label = REJECTS + violation.name
             cases.append((Judged(rule, chapter, label, parameter, violation.target, violation), []))
-        return cases
+        return [(judged, [*marks, *_missing_marks(judged.target)]) for judged, marks in cases]
 
     def _check_user_module(self, config: pytest.Config) -> None:
         names = sorted(self._names_judged)
@@ -196,6 +197,10 @@ def _labels(targets: list[Any]) -> list[str]:
         source if sources.count(source) == 1 else f"{source}.{target.__name__}"
         for source, target in zip(sources, targets, strict=True)
     ]
+
+
+def _missing_marks(target: Any) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.skip(reason=target.reason)] if isinstance(target, Missing) else []
 
 
 def _bug_marks(subject: Subject) -> list[pytest.MarkDecorator]:
