@@ -13,45 +13,48 @@ def optional(name: str) -> Any:
 
     A spec file binds it where an import would stand:
 
-        torchvision = optional("torchvision")
+        transforms = optional("torchvision.transforms.v2")
 
-    so that its rules are declared, and counted as skipped, also on a machine without it. The
-    reason names the package and says what is wrong with it.
+    so that its rules are declared, and counted as skipped, also on a machine without torchvision.
+    The reason names the package and what is wrong with it.
     """
     package = name.partition(".")[0]
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == package:
-            return Missing(f"needs {package}, which is not installed")
-        return Missing(_broken(package, error))
+        if error.name == package:
+            return Missing(name, f"needs {package}, which is not installed")
+        return Missing(name, _broken(package, error))
     # Compiled parts that were built for another torch raise anything: RuntimeError, OSError.
     except Exception as error:
-        return Missing(_broken(package, error))
+        return Missing(name, _broken(package, error))
 
 
 class Missing:
     """Stands for a module that does not import, and for everything in it.
 
-    Attributes may be named and classes derived while a file is collected. Calling it, looping over
-    it or comparing it skips the test that does so.
+    While a file is collected, attributes may be named and classes derived. The test that calls it,
+    makes an object of it or of a derived class, loops over it, or asks whether something is an
+    instance of it, is skipped.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, name: str, reason: str) -> None:
         self.reason = reason
+        # By these the harness labels a subject, and the label is the same where it does import.
+        self.__module__, _, self.__name__ = name.rpartition(".")
 
     def __getattr__(self, name: str) -> Missing:
-        if name.startswith("__"):  # no stand-in claims to be wrapped, decorated or iterable
+        if name.startswith("__"):  # a stand-in does not pretend to be wrapped or an array
             raise AttributeError(name)
-        return Missing(self.reason)
+        return Missing(f"{self.__module__}.{self.__name__}.{name}", self.reason)
 
     def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type, ...]:
-        return ()
+        return (type(self.__name__, (), {"__new__": self.__call__}),)
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
         pytest.skip(self.reason)
 
-    __iter__ = __len__ = __getitem__ = __enter__ = __call__
+    __iter__ = __len__ = __getitem__ = __enter__ = __instancecheck__ = __call__
 
 
 def _broken(package: str, error: Exception) -> str:

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from specs.harness import devices, failure, ledger, observations, record, state, subjects, verdicts
+from specs.harness import (
+    chapters,
+    devices,
+    failure,
+    ledger,
+    observations,
+    record,
+    state,
+    subjects,
+    verdicts,
+)
 from specs.harness.collection import MARKERS, Collection
 from specs.harness.summary import print_cards, print_contents, print_summary
 
@@ -57,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     register = config.pluginmanager.register
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    register(chapters, "rulebook-chapters")
     register(Collection(user_module, chosen), "rulebook-collection")
     register(state.GlobalState(), "rulebook-state")
     register(verdicts, "rulebook-verdicts")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
+from specs.harness.chapters import place_of
 from specs.harness.collection import JUDGED, Judged
 from specs.harness.record import RuleRecord, RunRecord
 from specs.harness.rules import Rule
@@ -18,6 +19,9 @@ from specs.harness.versions import installed
 
 #: Text is wrapped at the terminal's width, but no line is longer than this many characters.
 WIDEST = 100
+
+#: The packages whose behaviour the rules state; their releases are printed.
+JUDGED_PACKAGES = ("torch", "torchvision")
 
 
 def print_contents(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter) -> None:
@@ -69,9 +73,9 @@ def print_summary(
     if not rules:
         return
     reporter.write_sep("=", "rulebook")
-    judged = (
-        f"torch {installed('torch')} on {', '.join(devices)}, Python {platform.python_version()}"
-    )
+    versions = {package: installed(package) for package in JUDGED_PACKAGES}
+    releases = ", ".join(f"{package} {release}" for package, release in versions.items() if release)
+    judged = f"{releases} on {', '.join(devices)}, Python {platform.python_version()}"
     reporter.write_line(judged + (f", judging {subject}" if subject else ""))
     tests = [test for rule in rules for test in rule.tests.values()]
     rejected = sum(test.role == "violation" and test.outcome == "passed" for test in tests)
@@ -113,7 +117,7 @@ def _short_verdict(rule: RuleRecord) -> str:
 
 def _in_reading_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """As the files are read, also where a plugin shuffled the tests."""
-    return sorted(items, key=lambda item: (str(item.path), item.location[1] or 0))
+    return sorted(items, key=lambda item: (place_of(item.path), item.location[1] or 0))
 
 
 def _judged(items: Iterable[pytest.Item]) -> Iterator[Judged]:

@@ -20,8 +20,9 @@ def dependencies() -> list[str]:
     """What the project depends on, as pyproject.toml says it."""
     tomllib = pytest.importorskip("tomllib")  # Python 3.11 and newer
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    found: list[str] = project["dependencies"] + project["optional-dependencies"]["dev"]
-    return found
+    extras = project["optional-dependencies"].values()
+    listed = [*project["dependencies"], *(one for extra in extras for one in extra)]
+    return [one for one in listed if not one.startswith(project["name"])]
 
 
 def write_worked_example(suite: Suite) -> Path:
