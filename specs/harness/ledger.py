@@ -62,6 +62,7 @@ def as_ledger(record: RunRecord, devices: list[str], subject: str | None) -> dic
                 "chapter": rule.chapter,
                 "source": rule.source,
                 "verdict": rule.verdict,
+                "signatures": dict(sorted(rule.signatures.items())),
                 "tests": {
                     nodeid: {"role": test.role, **_test_entry(test)}
                     for nodeid, test in sorted(rule.tests.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from specs.harness.collection import JUDGED
+from specs.harness.signatures import without_annotations
 
 OBSERVED = pytest.StashKey[dict[str, Any]]()
 
@@ -74,7 +74,7 @@ def as_record(value: Any) -> Any:
     if isinstance(value, BaseException):
         return {"type": "exception", "class": type(value).__name__, "message": _opening(value)}
     if isinstance(value, inspect.Signature):
-        return {"type": "signature", "text": _without_annotations(value)}
+        return {"type": "signature", "text": without_annotations(value)}
     if isinstance(value, Mapping):
         return {
             "type": "mapping",
@@ -89,13 +89,6 @@ def as_record(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [as_record(one) for one in value]
     raise TypeError(f"no record for an observation of type {type(value).__name__}")
-
-
-def _without_annotations(signature: inspect.Signature) -> str:
-    """Names, kinds and defaults of the parameters; type hints move too often to be compared."""
-    bare = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
-    text = str(signature.replace(parameters=bare, return_annotation=signature.empty))
-    return re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses of default objects
 
 
 def _tensor_record(tensor: Any) -> dict[str, Any]:

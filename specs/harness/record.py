@@ -16,6 +16,7 @@ import pytest
 
 from specs.harness.collection import JUDGED
 from specs.harness.observations import OBSERVED
+from specs.harness.signatures import published_signature
 
 #: The attribute of a report that carries what the record needs.
 CARRIED = "rulebook"
@@ -42,7 +43,11 @@ def pytest_runtest_makereport(
             "claimed": rule.verdict,
             "role": "subject" if judged.violation is None else "violation",
             "observations": item.stash.get(OBSERVED, {}) if report.when == "call" else {},
+            "signatures": {},
         }
+        if judged.violation is None and report.when == "call":
+            signature = published_signature(judged.target)
+            carried["signatures"] = {} if signature is None else {judged.parameter: signature}
         setattr(report, CARRIED, carried)
     return report
 
@@ -99,6 +104,8 @@ class RuleRecord:
     chapter: str
     claimed: str | None
     tests: dict[str, TestRecord] = field(default_factory=dict)
+    #: Parameters and defaults of the public functions and classes that were judged, by name.
+    signatures: dict[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -171,6 +178,7 @@ class RunRecord:
             if id not in self.rules:
                 self.rules[id] = RuleRecord(id, **{key: carried[key] for key in ABOUT_A_RULE})
             self.rules[id].tests[report.nodeid] = test
+            self.rules[id].signatures.update(carried["signatures"])
             test.role = carried["role"]
             test.observations.update(carried["observations"])
         test.seconds += report.duration

@@ -11,6 +11,7 @@ import pytest
 
 from specs.harness import ledger
 from specs.harness.record import RunRecord
+from specs.harness.signatures import published_signature
 from specs.harness.tests.conftest import HOLDS, Suite
 
 MIXED = """
@@ -202,3 +203,25 @@ def test_a_write_that_is_stopped_in_the_middle_leaves_the_old_ledger(
         ledger.write(ledger.as_ledger(RunRecord(), ["cpu"], None), path)
     assert [found.name for found in tmp_path.iterdir()] == ["run.json"]
     assert path.read_text() == "the old one"
+
+
+def test_the_signatures_of_published_subjects_are_recorded(suite: Suite) -> None:
+    (suite.path / "wandb.py").write_text("def double(x: int, factor: float = 2.0): return 2 * x\n")
+    published = "\nfrom wandb import double\n"
+    suite.write(published, HOLDS, name="test_published.py")
+    suite.write(HOLDS.replace("DBL-01", "DBL-02"), name="test_own.py")
+    suite.run_apart("--ledger", "run.json")
+    rules = json.loads((suite.path / "run.json").read_text())["rules"]
+    assert rules["DBL-01"]["signatures"] == {"double": "(x, factor=2.0)"}
+    assert rules["DBL-02"]["signatures"] == {}
+
+
+def test_a_compiled_function_is_recorded_by_the_first_line_of_its_documentation() -> None:
+    class Compiled:
+        """add(input, other) -> Tensor"""
+
+        __module__ = "torch"
+
+    compiled = Compiled()
+    compiled.__doc__ = "\nadd(input, other, *, alpha=1) -> Tensor\n\nAdds."
+    assert published_signature(compiled) == "add(input, other, *, alpha=1) -> Tensor"
