@@ -48,11 +48,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Keep runs that print about rules in one process: xdist collects in others."""
+    """Keep what belongs together in one process.
+
+    Runs that print about rules collect here, not in workers of xdist. With `-n`, all tests of a
+    file go to one worker, unless `--dist` says otherwise: they share what is expensive to set up.
+    """
     if config.option.rules or config.option.rule is not None:
         config.option.numprocesses = None
         config.option.tx = []
         config.option.dist = "no"
+    elif config.option.numprocesses and config.option.dist == "no":
+        config.option.dist = "loadfile"
 
 
 def pytest_configure(config: pytest.Config) -> None:

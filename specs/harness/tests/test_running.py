@@ -44,7 +44,7 @@ def test_a_run_without_rules_has_no_summary(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("-n2",), ("-n2", "--dist=loadfile"), ("-n2", "-v"), ("-p", "randomly")]
+    "arguments", [("-n2",), ("-n2", "--dist=load"), ("-n2", "-v"), ("-p", "randomly")]
 )
 def test_the_verdicts_are_the_same_in_any_order_and_in_any_process(
     suite: Suite, arguments: tuple[str, ...]
@@ -55,6 +55,34 @@ def test_the_verdicts_are_the_same_in_any_order_and_in_any_process(
     result = suite.run_apart(*arguments)
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(["2 rules held, 2 violations rejected"])
+
+
+WHERE = """
+import os
+
+def test_where(record_property):
+    record_property("process", os.getpid())
+
+def test_where_else(record_property):
+    record_property("process", os.getpid())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "together"), [(("-n2",), True), (("-n2", "--dist=each"), False)]
+)
+def test_the_tests_of_a_file_share_a_process_unless_told_otherwise(
+    suite: Suite, arguments: tuple[str, ...], together: bool
+) -> None:
+    for name in ("test_one.py", "test_two.py", "test_three.py"):
+        suite.write(WHERE, name=name)
+    suite.run_apart(*arguments, "--junitxml=report.xml")
+    processes: dict[str, set[str]] = {}
+    for case in ElementTree.parse(suite.path / "report.xml").iter("testcase"):
+        for found in case.iter("property"):
+            processes.setdefault(case.attrib["classname"], set()).add(found.attrib["value"])
+    assert len(processes) == 3
+    assert all((len(where) == 1) == together for where in processes.values())
 
 
 def test_collect_only_lists_subjects_and_violations(suite: Suite) -> None:
