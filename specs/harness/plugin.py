@@ -18,10 +18,12 @@ from specs.harness import (
     verdicts,
 )
 from specs.harness.collection import MARKERS, Collection
+from specs.harness.ranks import ranks as ranks_fixture
 from specs.harness.summary import print_cards, print_contents, print_summary
 
-#: The `observe` fixture; fixtures are found in the plugin's own namespace.
+#: The fixtures; pytest finds them in the plugin's own namespace.
 observe = observations.observe
+ranks = ranks_fixture
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

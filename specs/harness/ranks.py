@@ -1,0 +1,149 @@
+"""Real processes of one distributed group, started once and shared by the rules of a file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+#: Ranks of the group.
+WORLD_SIZE = 2
+
+#: Seconds after which a rank that does not answer is given up.
+TIME_LIMIT = 60.0
+
+
+class RankError(Exception):
+    """A rank raised, died, or did not answer in time; the message says which, and what it said."""
+
+
+class Ranks:
+    """A gloo group of processes on this machine; `run` calls a function in each of them.
+
+    The group is started at first use, and again after a rank was lost. The processes find each
+    other through a file of their own and then through ports that the system chooses, so that any
+    number of groups can run side by side.
+    """
+
+    def __init__(self, world_size: int = WORLD_SIZE, time_limit: float = TIME_LIMIT) -> None:
+        self._world_size = world_size
+        #: Seconds that a rank may take to answer.
+        self.time_limit = time_limit
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `function(rank, *arguments)` returns in each rank, rank 0 first.
+
+        function: defined at the top level of a module; arguments and results can be pickled. Each
+        call starts from seed 0, as tests do.
+
+        Raises RankError with the traceback of the first rank that raised, and if a rank dies or
+        does not answer in time. All ranks are then gone.
+        """
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
+            with suppress(BrokenPipeError):  # a rank that has died says so below
+                pipe.send((function, arguments))
+        return self._answers()
+
+    def close(self) -> None:
+        """End every process of the group."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
+        self._directory = tempfile.TemporaryDirectory(prefix="rulebook-ranks-")
+        meeting_point = Path(self._directory.name) / "store"
+        for rank in range(self._world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve,
+                args=(rank, self._world_size, str(meeting_point), theirs),
+                daemon=True,
+            )
+            process.start()
+            theirs.close()  # so that the pipe ends when the process does
+            self._processes.append(process)
+            self._pipes.append(ours)
+        self._answers()
+
+    def _answers(self) -> list[Any]:
+        """One answer from each rank; the first bad one ends the group."""
+        answers: dict[int, Any] = {}
+        while len(answers) < self._world_size:
+            waiting = {pipe: rank for rank, pipe in enumerate(self._pipes) if rank not in answers}
+            ready: list[Any] = wait(list(waiting), self.time_limit)
+            if not ready:
+                self._give_up([f"rank {rank} did not answer in time" for rank in waiting.values()])
+            troubles = [self._trouble(waiting[pipe], pipe, answers) for pipe in ready]
+            if any(troubles):
+                # What one rank does breaks the others: let them say so, too.
+                late = [pipe for pipe in waiting if pipe not in ready and pipe.poll(1.0)]
+                troubles += [self._trouble(waiting[pipe], pipe, answers) for pipe in late]
+                self._give_up([trouble for trouble in troubles if trouble])
+        return [answers[rank] for rank in range(self._world_size)]
+
+    def _trouble(self, rank: int, pipe: Any, answers: dict[int, Any]) -> str | None:
+        """Take a rank's answer; what is wrong if it has none."""
+        try:
+            good, answer = pipe.recv()
+        except EOFError:
+            self._processes[rank].join()
+            return f"rank {rank} died with exit code {self._processes[rank].exitcode}"
+        if not good:
+            return f"rank {rank} raised\n{answer}"
+        answers[rank] = answer
+        return None
+
+    def _give_up(self, troubles: list[str]) -> NoReturn:
+        self.close()
+        raise RankError("\n".join(troubles))
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    """Two processes of one gloo group: `ranks.run(function)` calls `function(rank)` in both."""
+    group = Ranks()
+    yield group
+    group.close()
+
+
+def _serve(rank: int, world_size: int, meeting_point: str, pipe: Connection) -> None:
+    """What a process of the group does: join it, then answer calls until the pipe is closed."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    store = distributed.FileStore(meeting_point, world_size)  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    pipe.send((True, None))
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        torch.manual_seed(0)
+        try:
+            pipe.send((True, function(rank, *arguments)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
