@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+
+from specs.harness.subjects import FILE_MODULE, load_subject
 
 #: Ranks of the group.
 WORLD_SIZE = 2
@@ -73,11 +76,12 @@ class Ranks:
         context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
         self._directory = tempfile.TemporaryDirectory(prefix="rulebook-ranks-")
         meeting_point = Path(self._directory.name) / "store"
+        subject = getattr(sys.modules.get(FILE_MODULE), "__file__", None)
         for rank in range(self._world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_serve,
-                args=(rank, self._world_size, str(meeting_point), theirs),
+                args=(rank, self._world_size, str(meeting_point), subject, theirs),
                 daemon=True,
             )
             process.start()
@@ -119,7 +123,7 @@ class Ranks:
         raise RankError("\n".join(troubles))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
     """Two processes of one gloo group: `ranks.run(function)` calls `function(rank)` in both."""
     group = Ranks()
@@ -127,7 +131,9 @@ def ranks() -> Iterator[Ranks]:
     group.close()
 
 
-def _serve(rank: int, world_size: int, meeting_point: str, pipe: Connection) -> None:
+def _serve(
+    rank: int, world_size: int, meeting_point: str, subject: str | None, pipe: Connection
+) -> None:
     """What a process of the group does: join it, then answer calls until the pipe is closed."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
@@ -136,14 +142,15 @@ def _serve(rank: int, world_size: int, meeting_point: str, pipe: Connection) -> 
     torch.set_num_threads(1)
     store = distributed.FileStore(meeting_point, world_size)  # type: ignore[attr-defined]
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    if subject is not None:
+        load_subject(subject, Path())
     pipe.send((True, None))
     while True:
-        try:
-            function, arguments = pipe.recv()
-        except EOFError:
-            return
         torch.manual_seed(0)
         try:
+            function, arguments = pipe.recv()
             pipe.send((True, function(rank, *arguments)))
+        except EOFError:
+            return
         except BaseException:
             pipe.send((False, traceback.format_exc()))

@@ -106,3 +106,19 @@ def test_numbered(double, ranks):
 """
     )
     suite.run_apart().assert_outcomes(passed=2)
+
+
+def test_a_users_own_subject_is_known_to_the_ranks(suite: Suite) -> None:
+    (suite.path / "mine.py").write_text("def double(x):\n    return x + x\n")
+    suite.write(
+        """
+def doubled(rank, double):
+    return double(rank)
+
+@rule("RANK-01", "Ranks double their numbers.", kind="contract", source=SOURCE,
+      subject=double, violated_by=[triple])
+def test_doubled(double, ranks):
+    assert ranks.run(doubled, double) == [0, 2]
+"""
+    )
+    suite.run_apart("--subject", "mine.py").assert_outcomes(passed=2)
