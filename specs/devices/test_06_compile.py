@@ -10,6 +10,9 @@ takes the graph; most specs here give it to one that only counts graphs and runs
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
 from specs.harness import rule, spec
+from specs.harness.background import in_background
 from specs.harness.observations import Observe
 
 Compile = Callable[..., Any]
@@ -28,6 +32,10 @@ RECOMPILATION = (
     "https://docs.pytorch.org/docs/main/user_guide/torch_compiler/compile/"
     "programming_model.recompilation.html"
 )
+
+
+#: Any of them will do for inductor, the default backend, on a CPU.
+COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 class Counting:
@@ -240,6 +248,44 @@ def test_a_compiled_training_step_has_the_same_gradients(compile: Compile) -> No
 
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one, other)
+
+
+@in_background
+def step_of_the_default_backend() -> list[Tensor]:
+    """Loss and gradients of a step that inductor compiled to machine code; takes many seconds.
+
+    In a directory of its own, so that nothing compiled earlier is found.
+    """
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = directory
+        return gradients_of_a_step(torch.compile(network().eval()))
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, COMPILERS)), reason="needs a C++ compiler to compile for the CPU"
+)
+@spec("TC-03", violated_by=[rounds_to_bfloat16])
+def test_machine_code_gives_the_same_numbers_up_to_rounding(
+    compile: Compile, step_of_the_default_backend: list[Tensor], observe: Observe
+) -> None:
+    """The default backend fuses operations and sums in another order, so the last bits may move.
+
+    In eval mode, since inductor draws dropout from random numbers of its own.
+    """
+    model = network().eval()
+    expected = gradients_of_a_step(model)
+
+    if compile is torch.compile:
+        got = step_of_the_default_backend
+    else:
+        got = gradients_of_a_step(compile(model, backend="eager"))
+
+    distance = max(
+        (one - other).abs().max().item() for one, other in zip(got, expected, strict=True)
+    )
+    observe("loss", got[0])
+    assert distance <= 64 * torch.finfo(torch.float32).eps
 
 
 class Traced:

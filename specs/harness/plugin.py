@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from specs.harness import (
+    background,
     chapters,
     devices,
     failure,
@@ -81,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
     register(verdicts, "rulebook-verdicts")
     register(failure, "rulebook-failure")
     register(record, "rulebook-record")
+    register(background, "rulebook-background")
     if not config.getoption("--hypothesis-profile", None):
         _set_up_hypothesis()
     if not in_worker:

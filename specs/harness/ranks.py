@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import sys
 import tempfile
 import traceback
@@ -57,7 +58,7 @@ class Ranks:
             self._start()
         for pipe in self._pipes:
             with suppress(BrokenPipeError):  # a rank that has died says so below
-                pipe.send((function, arguments))
+                pipe.send_bytes(pickle.dumps((function, arguments)))
         return self._answers()
 
     def close(self) -> None:
@@ -109,7 +110,7 @@ class Ranks:
     def _trouble(self, rank: int, pipe: Any, answers: dict[int, Any]) -> str | None:
         """Take a rank's answer; what is wrong if it has none."""
         try:
-            good, answer = pipe.recv()
+            good, answer = pickle.loads(pipe.recv_bytes())
         except EOFError:
             self._processes[rank].join()
             return f"rank {rank} died with exit code {self._processes[rank].exitcode}"
@@ -144,13 +145,14 @@ def _serve(
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     if subject is not None:
         load_subject(subject, Path())
-    pipe.send((True, None))
+    pipe.send_bytes(pickle.dumps((True, None)))
     while True:
         torch.manual_seed(0)
         try:
-            function, arguments = pipe.recv()
-            pipe.send((True, function(rank, *arguments)))
+            function, arguments = pickle.loads(pipe.recv_bytes())
+            answer = pickle.dumps((True, function(rank, *arguments)))
         except EOFError:
             return
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            answer = pickle.dumps((False, traceback.format_exc()))
+        pipe.send_bytes(answer)
