@@ -49,7 +49,7 @@ def agree(got: Any, expected: Any, *, ulps: float = 16, scale: float = 1.0) -> A
     if not wrong.any():
         return Agreement(True, f"<{gave}>")
     excess = torch.where(wrong, (error / allowed).nan_to_num(nan=torch.inf), -1.0)
-    worst = tuple(int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
+    worst = tuple((excess == excess.max()).nonzero()[0].tolist())
     return Agreement(
         False,
         f"<{gave}; worst at {list(worst)}: {subject[worst].item()!r} for"
