@@ -70,13 +70,30 @@ def vae_loss(
         in_float64(reconstruction), in_float64(inputs), reduction="none", beta=smooth_l1_beta
     )
     features, latents = math.prod(inputs.shape[1:]), mean.shape[-1]
-    reconstruction_term = _reduced(errors.sum(), len(inputs), features, reconstruction_reduction)
-    kld_term = _reduced(gaussian_kl(mean, log_variance).sum(), len(mean), latents, kld_reduction)
+    divergence = gaussian_kl(mean, log_variance).sum()
+    reconstruction_term = reduced_batch(
+        errors.sum(), len(inputs), features, reconstruction_reduction
+    )
+    kld_term = reduced_batch(divergence, len(mean), latents, kld_reduction)
     return VAELoss(reconstruction_term + kld_beta * kld_term, reconstruction_term, kld_term)
 
 
-def _reduced(total: Tensor, samples: int, elements: int, reduction: str) -> Tensor:
-    """The total over a batch, or its share of a sample, or of one of a sample's elements."""
+def warmed_up(kld_beta: float, step: int, warm_up_steps: int) -> float:
+    """The weight of the KL at a step, counted from 0: kld_beta * (step + 1) / warm_up_steps.
+
+    It is kld_beta from the last step of the warm-up on, and always without one (0 steps).
+
+    Source: section 3.1 of https://arxiv.org/abs/1511.06349
+    """
+    return kld_beta * min(1.0, (step + 1) / warm_up_steps) if warm_up_steps else kld_beta
+
+
+def reduced_batch(total: Tensor, samples: int, elements: int, reduction: str) -> Tensor:
+    """The total over a batch ("sum"), or its share of one sample ("batchmean"), or of one of a
+    sample's elements ("mean"): total / (samples * elements).
+
+    Raises ValueError for another reduction.
+    """
     divisors = {"sum": 1, "batchmean": samples, "mean": samples * elements}
     if reduction not in divisors:
         raise ValueError(f"reduction is none of {', '.join(divisors)}: {reduction!r}")

@@ -1,4 +1,4 @@
-"""A variational autoencoder for vectors, and what is built on it to detect anomalies.
+"""A variational autoencoder for vectors, and how new vectors are drawn from it.
 
 Sources: https://arxiv.org/abs/1312.6114 (the model, and the reparameterisation in section 2.4),
 https://docs.pytorch.org/docs/stable/distributions.html#pathwise-derivative
@@ -10,9 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from reference.losses.reduction import in_float64
-from reference.losses.regression import smooth_l1_loss
 
 
 class VAEOutput(NamedTuple):
@@ -70,25 +67,15 @@ class VAE(nn.Module):
         return VAEOutput(self.decode(self.latent(mean, log_variance)), mean, log_variance)
 
 
-def anomaly_scores(model: nn.Module, inputs: Tensor) -> Tensor:
-    """How badly the model reconstructs each sample: its smooth L1, averaged over its features.
+def sample(model: VAE, count: int, generator: torch.Generator) -> Tensor:
+    """New vectors, (count, features): z from N(0, 1) for each latent dimension, then decoded.
 
-    Taken in eval mode, where the score of a sample is always the same; the model's mode is put
-    back. Shapes: (samples, features) -> float64 (samples,). `model` returns a VAEOutput.
+    That is what the KL of the loss has trained the decoder for. The encoder is not asked, the
+    model's mode does not matter, and no gradient is kept. `generator` is one of the CPU.
+
+    Source: section 2.1 of https://arxiv.org/abs/1312.6114
     """
-    was_training = model.training
-    model.eval()
+    weight = model.mean.weight
+    latent = torch.randn(count, len(weight), generator=generator, dtype=weight.dtype)
     with torch.no_grad():
-        reconstruction = model(inputs).reconstruction
-    model.train(was_training)
-    errors = smooth_l1_loss(in_float64(reconstruction), in_float64(inputs), reduction="none")
-    return errors.mean(dim=1)
-
-
-def anomaly_threshold(model: nn.Module, held_out: Tensor, quantile: float) -> float:
-    """The score that this share of normal samples stays below: what is above is called an anomaly.
-
-    held_out: normal samples that the model was NOT fitted to, (samples, features). Between two
-    scores the quantile is interpolated linearly.
-    """
-    return float(torch.quantile(anomaly_scores(model, held_out), quantile))
+        return model.decode(latent.to(weight.device))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reference import data
 from reference.losses.vae import vae_loss
-from reference.models import vae
+from reference.models import anomaly
 from reference.models.vae import VAE, VAEOutput
 from reference.training import fit
 from specs.harness import rule, spec
@@ -82,18 +82,18 @@ def share_above(threshold: float, scores: Tensor) -> float:
 
 def one_score_for_the_batch(model: nn.Module, inputs: Tensor) -> Tensor:
     """Averages over the samples too, as reduction="mean" does."""
-    return vae.anomaly_scores(model, inputs).mean()
+    return anomaly.anomaly_scores(model, inputs).mean()
 
 
 def score_of_the_batch_for_each(model: nn.Module, inputs: Tensor) -> Tensor:
     """Gives every sample the average of its batch."""
-    scores = vae.anomaly_scores(model, inputs)
+    scores = anomaly.anomaly_scores(model, inputs)
     return scores.mean().expand_as(scores)
 
 
 def sum_over_the_features(model: nn.Module, inputs: Tensor) -> Tensor:
     """Grows with the number of features."""
-    return vae.anomaly_scores(model, inputs) * inputs.shape[1]
+    return anomaly.anomaly_scores(model, inputs) * inputs.shape[1]
 
 
 def scores_in_training_mode(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def scores_in_training_mode(model: nn.Module, inputs: Tensor) -> Tensor:
     source=CALIBRATION_PAPER,
     consequence="breast tumours: the 95% quantile of the fitted samples' scores calls 21 to 43% of"
     " the unseen benign tumours anomalies (eight seeds), that of held-out ones 1 to 10%",
-    subject=vae.anomaly_scores,
+    subject=anomaly.anomaly_scores,
     violated_by=[
         one_score_for_the_batch,
         score_of_the_batch_for_each,
@@ -139,14 +139,14 @@ def test_a_score_is_the_mean_smooth_l1_of_one_sample(anomaly_scores: Scores) -> 
 
 def leaves_eval_mode_on(model: nn.Module, inputs: Tensor) -> Tensor:
     """Forgets to put the mode back: training would go on without its noise."""
-    scores = vae.anomaly_scores(model, inputs)
+    scores = anomaly.anomaly_scores(model, inputs)
     model.eval()
     return scores
 
 
 def switches_training_mode_on(model: nn.Module, inputs: Tensor) -> Tensor:
     """Puts a mode back that the model was not in."""
-    scores = vae.anomaly_scores(model, inputs)
+    scores = anomaly.anomaly_scores(model, inputs)
     model.train()
     return scores
 
@@ -168,30 +168,30 @@ def test_scoring_leaves_the_model_in_the_mode_it_was_in(anomaly_scores: Scores) 
 def the_mean_score(model: nn.Module, held_out: Tensor, quantile: float) -> float:
     """Takes the mean, whatever the quantile."""
     del quantile
-    return vae.anomaly_scores(model, held_out).mean().item()
+    return anomaly.anomaly_scores(model, held_out).mean().item()
 
 
 def the_other_tail(model: nn.Module, held_out: Tensor, quantile: float) -> float:
     """Takes the share of normal samples above, for the share below."""
-    return vae.anomaly_threshold(model, held_out, 1 - quantile)
+    return anomaly.anomaly_threshold(model, held_out, 1 - quantile)
 
 
 def mean_and_two_deviations(model: nn.Module, held_out: Tensor, quantile: float) -> float:
     """Takes for granted that scores are Gaussian; they have a long right tail."""
     del quantile
-    scores = vae.anomaly_scores(model, held_out)
+    scores = anomaly.anomaly_scores(model, held_out)
     return (scores.mean() + 2 * scores.std()).item()
 
 
 @spec(
     "VAE-07",
-    subject=vae.anomaly_threshold,
+    subject=anomaly.anomaly_threshold,
     violated_by=[the_mean_score, the_other_tail, mean_and_two_deviations],
 )
 def test_the_threshold_is_a_quantile_of_the_scores(anomaly_threshold: Threshold) -> None:
     """With n sorted scores the quantile q lies at place q * (n - 1), between its neighbours."""
     model, held_out = tumours().model, tumours().held_out
-    scores = sorted(vae.anomaly_scores(model, held_out).tolist())
+    scores = sorted(anomaly.anomaly_scores(model, held_out).tolist())
     for quantile in (0.5, 0.9, 0.95):
         place = quantile * (len(scores) - 1)
         below, above = scores[math.floor(place)], scores[math.ceil(place)]
@@ -203,12 +203,12 @@ def test_the_threshold_is_a_quantile_of_the_scores(anomaly_threshold: Threshold)
 def quantile_of_the_fitted(model: nn.Module, held_out: Tensor, quantile: float) -> float:
     """Chooses the threshold on the samples that the model has learned to reconstruct."""
     del held_out
-    return vae.anomaly_threshold(model, tumours().fitted, quantile)
+    return anomaly.anomaly_threshold(model, tumours().fitted, quantile)
 
 
 @spec(
     "VAE-07",
-    subject=vae.anomaly_threshold,
+    subject=anomaly.anomaly_threshold,
     violated_by=[quantile_of_the_fitted, the_mean_score, the_other_tail],
 )
 def test_held_out_samples_keep_the_promised_rate_of_false_alarms(
@@ -219,8 +219,8 @@ def test_held_out_samples_keep_the_promised_rate_of_false_alarms(
 
     threshold = anomaly_threshold(model, held_out, 0.95)
 
-    false_alarms = share_above(threshold, vae.anomaly_scores(model, benign))
-    found = share_above(threshold, vae.anomaly_scores(model, malignant))
+    false_alarms = share_above(threshold, anomaly.anomaly_scores(model, benign))
+    found = share_above(threshold, anomaly.anomaly_scores(model, malignant))
     observe("false alarms", round(false_alarms, 3))
     observe("malignant tumours found", round(found, 2))
     # Promised are 5%. With 185 scores for the threshold and 72 for the count, the standard error
