@@ -6,8 +6,9 @@ https://docs.pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 import torch
@@ -29,6 +30,7 @@ class Stopper(Protocol):
 class History:
     """What happened in each epoch: one entry an epoch in every list."""
 
+    #: The plain mean of the epoch's batch losses, each taken before the update that it caused.
     losses: list[float] = field(default_factory=list)
     validation_losses: list[float] = field(default_factory=list)
     #: The learning rate of the first parameter group that the epoch was trained with.
@@ -41,12 +43,14 @@ def train_one_epoch(
     loss_function: Loss,
     optimizer: Optimizer,
     scheduler: LRScheduler | None = None,
+    *,
+    max_norm: float | None = None,
 ) -> list[float]:
     """Train on every batch once and return each batch's loss.
 
     Forget the old gradients, predict, compare, differentiate, update, and only then let the
     schedule move on. A scheduler given here is one that steps per batch (OneCycleLR, CyclicLR,
-    warm-up in steps).
+    warm-up in steps). With `max_norm` no update follows a gradient that is longer than that.
     """
     model.train()
     losses = []
@@ -54,6 +58,8 @@ def train_one_epoch(
         optimizer.zero_grad()
         loss = loss_function(model(inputs), targets)
         loss.backward()
+        if max_norm is not None:
+            clip_grad_norm_(model.parameters(), max_norm)
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -96,6 +102,57 @@ def fit(
         if early_stopping is not None and early_stopping.should_stop(history.validation_losses[-1]):
             break
     return history
+
+
+def accumulate_gradients(
+    model: nn.Module, micro_batches: Sequence[tuple[Tensor, Tensor]], loss_function: Loss
+) -> float:
+    """Add to the gradients what one batch of all the samples would add, and return its loss.
+
+    For a batch that does not fit into memory. `loss_function` averages over the samples that it is
+    given, so the mean over all N samples is the sum of (n_i / N) * loss_i over the micro-batches
+    of n_i samples. Each graph is freed before the next one is built. Zeroing the gradients before
+    and stepping the optimizer afterwards is left to the caller.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/amp_examples.html#gradient-accumulation
+    """
+    samples = sum(len(inputs) for inputs, _ in micro_batches)
+    total = 0.0
+    for inputs, targets in micro_batches:
+        loss = loss_function(model(inputs), targets) * (len(inputs) / samples)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """Scale all gradients in place by min(1, max_norm / (norm + 1e-6)) and return the norm.
+
+    The norm is that of all gradients taken as one vector, before scaling: (sum |g|^p)^(1/p) with
+    p = `norm_type`, or the largest |g| if p is inf. It is computed in float64 and returned in the
+    gradients' dtype. Parameters without a gradient play no part; without any the norm is 0.
+
+    Raises RuntimeError if `error_if_nonfinite` is set and the norm is NaN or infinite.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html
+    """
+    several = [parameters] if isinstance(parameters, Tensor) else parameters
+    gradients = [p.grad.detach() for p in several if p.grad is not None]
+    if not gradients:
+        return torch.tensor(0.0)
+    entries = torch.cat([gradient.flatten() for gradient in gradients])
+    sizes = entries.double().abs()
+    norm = sizes.max() if norm_type == inf else (sizes**norm_type).sum() ** (1 / norm_type)
+    if error_if_nonfinite and not norm.isfinite():
+        raise RuntimeError(f"the gradients have norm {norm.item()}, which is not finite")
+    for gradient in gradients:
+        gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).to(gradient.dtype))
+    return norm.to(entries.dtype)
 
 
 def accuracy(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,8 @@ def test_the_guide_gives_a_reason_for_every_dependency() -> None:
 def test_no_dependency_is_capped() -> None:
     required = dependencies()
     assert [one for one in required if re.search(r"<|==|~=", one)] == []
+
+
+def test_the_coverage_page_is_what_the_specs_say() -> None:
+    done = subprocess.run([sys.executable, ROOT / "docs" / "coverage.py", "--check"], check=False)
+    assert done.returncode == 0, "run python docs/coverage.py"
