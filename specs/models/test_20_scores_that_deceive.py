@@ -2,8 +2,8 @@
 
 At the end you know why a sample's score and the threshold must not depend on what else is judged:
 what the mean of a batch ranks, what BatchNorm in training mode measures, and what a quantile of
-the test set finds. Read before: test_05_anomaly_scores.py (scores and thresholds), and
-test_10_anomaly_detection.py (the area under the ROC curve: 1 is perfect, 1/2 is chance).
+the test set finds. Read before: test_18_anomaly_scores.py (scores and thresholds), and
+test_19_anomaly_detection.py (the area under the ROC curve: 1 is perfect, 1/2 is chance).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 At the end you know how the two kinds of columns enter and leave the model, which of its parts
 learn, and what the loss is made of.
-Read before: test_13_categorical_columns.py (embeddings), test_02_vae_loss.py, test_04_kld_beta.py.
+Read before: test_15_categorical_columns.py (embeddings), test_11_vae_loss.py, test_13_kld_beta.py.
 """
 
 from __future__ import annotations

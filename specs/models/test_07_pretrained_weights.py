@@ -3,7 +3,7 @@
 At the end you know how pretrained weights are named, why they refuse another number of classes, and
 that each set of them comes with its own preprocessing. Nothing is downloaded here.
 
-Read before: test_13_transfer_learning.py, lesson 8 (transforms).
+Read before: lessons 8 (transforms) and 13 (transfer learning).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 At the end you know what the area under the ROC curve counts and what it does not see, how to split
 the data for a detector, and what a VAE adds to a principal component analysis: on tumours nothing,
-on a digit held out of ten a good deal, and why. Read before: test_05_anomaly_scores.py, which says
+on a digit held out of ten a good deal, and why. Read before: test_18_anomaly_scores.py, which says
 what a score and a threshold are.
 """
 

@@ -2,7 +2,7 @@
 
 At the end you know how a new image is drawn, why that needs a kld_beta that is neither too small
 nor too large, which latent dimensions a given kld_beta switches off, and what a warm-up of
-kld_beta can and cannot do. Read before: test_04_kld_beta.py.
+kld_beta can and cannot do. Read before: test_13_kld_beta.py.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 At the end you know what a column in other units does to all the others, why a category must not be
 treated as a number, and how a new row is drawn from a VAE: what the decoder gives is the middle of
 a distribution, not a row.
-Read before: test_09_tabular_vae.py.
+Read before: test_16_tabular_vae.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ At the end you know what an optimizer makes of frozen parameters and of a head t
 freezing saves and what it does not, and how to take features out of a network. As before, the head
 is the last layer, `fc`, and the backbone is all the rest.
 
-Read before: test_13_transfer_learning.py.
+Read before: lesson 13, transfer learning.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ResNet-18 and ResNet-50: how they are put together from blocks, to the last parameter.
 
 At the end you can follow an image through the stages, count the parameters by hand, and say from
-what weights training starts. Read before: test_08_resnet.py, the blocks.
+what weights training starts. Read before: test_03_resnet.py, the blocks.
 """
 
 from __future__ import annotations

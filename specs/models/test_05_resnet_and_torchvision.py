@@ -2,7 +2,7 @@
 
 At the end you know which ResNet torchvision has, and how to show that two models are one: their
 logits, their gradients, and the statistics that a batch leaves behind.
-Read before: test_08_resnet_18_and_50.py.
+Read before: test_04_resnet_18_and_50.py.
 """
 
 from __future__ import annotations
