@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce as differentiable_all_reduce
 
 
 class DataParallel(nn.Module):
@@ -65,6 +65,34 @@ class DataParallel(nn.Module):
             self.combine(parameter.grad)
 
 
+class SumOverRanks(torch.autograd.Function):
+    """The sum of the ranks' tensors on every rank, with its gradient.
+
+    Each rank's result depends on each rank's tensor with a slope of 1, so that the gradient of a
+    tensor is the sum of the gradients that the ranks have for their results.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/extending.html
+    """
+
+    @staticmethod
+    def forward(_: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(own: Tensor) -> Tensor:
+    """The sum of tensors of one shape, one from each rank; differentiable."""
+    total: Tensor = SumOverRanks.apply(own)
+    return total
+
+
 class SyncBatchNorm(nn.Module):
     """BatchNorm over the batches of all ranks together, for inputs of shape (samples, features).
 
@@ -79,9 +107,9 @@ class SyncBatchNorm(nn.Module):
         self.eps = eps
 
     def forward(self, inputs: Tensor) -> Tensor:
-        count = differentiable_all_reduce(inputs.new_tensor(float(len(inputs))))
-        mean = differentiable_all_reduce(inputs.sum(dim=0)) / count
-        variance = differentiable_all_reduce(((inputs - mean) ** 2).sum(dim=0)) / count
+        count = sum_over_ranks(inputs.new_tensor(float(len(inputs))))
+        mean = sum_over_ranks(inputs.sum(dim=0)) / count
+        variance = sum_over_ranks(((inputs - mean) ** 2).sum(dim=0)) / count
         normalised: Tensor = (inputs - mean) / torch.sqrt(variance + self.eps)
         return normalised
 

@@ -97,12 +97,11 @@ def in_background(function: Callable[[], Any]) -> Any:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start what the collected tests will ask for."""
-    option = session.config.option
-    if hasattr(session.config, "workerinput") or option.collectonly or option.rules:
+    if not runs_alone(session):
         return
     for item in session.items:
         module = getattr(getattr(item, "module", None), "__name__", "")
-        for name in getattr(item, "fixturenames", ()):
+        for name in fixtures_of(item):
             if (module, name) in _JOBS:
                 _JOBS[module, name].start()
 
@@ -113,13 +112,30 @@ def pytest_sessionfinish() -> None:
         job.close()
 
 
+def runs_alone(session: pytest.Session) -> bool:
+    """Whether this process will run all the tests that it has collected."""
+    option = session.config.option
+    in_worker = hasattr(session.config, "workerinput")
+    return not (in_worker or option.collectonly or option.rules)
+
+
+def fixtures_of(item: pytest.Item) -> list[str]:
+    """The names of the fixtures that a test asks for."""
+    return list(getattr(item, "fixturenames", ()))
+
+
+def be_quiet() -> None:
+    """Let this process, and those that it starts, write nothing between the dots of a run."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+
+
 def _call(module: str, name: str, pipe: Connection) -> None:
     """In the other process: call the function and send what it returns."""
     import importlib
 
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # compilers and their warnings would write between the dots
-        os.dup2(nowhere, stream)
+    be_quiet()
     try:
         importlib.import_module(module)
         outcome = (True, _JOBS[module, name].function())

@@ -18,13 +18,13 @@ from specs.harness import (
     subjects,
     verdicts,
 )
+from specs.harness import ranks as group
 from specs.harness.collection import MARKERS, Collection
-from specs.harness.ranks import ranks as ranks_fixture
 from specs.harness.summary import print_cards, print_contents, print_summary
 
 #: The fixtures; pytest finds them in the plugin's own namespace.
 observe = observations.observe
-ranks = ranks_fixture
+ranks = group.ranks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     register(failure, "rulebook-failure")
     register(record, "rulebook-record")
     register(background, "rulebook-background")
+    register(group, "rulebook-ranks")
     if not config.getoption("--hypothesis-profile", None):
         _set_up_hypothesis()
     if not in_worker:

@@ -8,7 +8,7 @@ import pickle
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from specs.harness.background import be_quiet, fixtures_of, runs_alone
 from specs.harness.subjects import FILE_MODULE, load_subject
 
 #: Ranks of the group.
@@ -32,9 +33,9 @@ class RankError(Exception):
 class Ranks:
     """A gloo group of processes on this machine; `run` calls a function in each of them.
 
-    The group is started at first use, and again after a rank was lost. The processes find each
-    other through a file of their own and then through ports that the system chooses, so that any
-    number of groups can run side by side.
+    The group is started by `start`, or at first use, and again after a rank was lost. The
+    processes find each other through a file of their own and then through ports that the system
+    chooses, so that any number of groups can run side by side.
     """
 
     def __init__(self, world_size: int = WORLD_SIZE, time_limit: float = TIME_LIMIT) -> None:
@@ -44,6 +45,12 @@ class Ranks:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._ready = False
+
+    def start(self) -> None:
+        """Begin to start the processes, which takes seconds, and do not wait for them."""
+        if not self._processes:
+            self._start()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What `function(rank, *arguments)` returns in each rank, rank 0 first.
@@ -54,8 +61,10 @@ class Ranks:
         Raises RankError with the traceback of the first rank that raised, and if a rank dies or
         does not answer in time. All ranks are then gone.
         """
-        if not self._processes:
-            self._start()
+        self.start()
+        if not self._ready:
+            self._answers()
+            self._ready = True
         for pipe in self._pipes:
             with suppress(BrokenPipeError):  # a rank that has died says so below
                 pipe.send_bytes(pickle.dumps((function, arguments)))
@@ -68,7 +77,7 @@ class Ranks:
             process.join()
         for pipe in self._pipes:
             pipe.close()
-        self._processes, self._pipes = [], []
+        self._processes, self._pipes, self._ready = [], [], False
         if self._directory is not None:
             self._directory.cleanup()
             self._directory = None
@@ -89,7 +98,6 @@ class Ranks:
             theirs.close()  # so that the pipe ends when the process does
             self._processes.append(process)
             self._pipes.append(ours)
-        self._answers()
 
     def _answers(self) -> list[Any]:
         """One answer from each rank; the first bad one ends the group."""
@@ -124,18 +132,36 @@ class Ranks:
         raise RankError("\n".join(troubles))
 
 
+#: The group of this run, on its config.
+GROUP = pytest.StashKey[Ranks]()
+
+
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[Ranks]:
+def ranks(pytestconfig: pytest.Config) -> Ranks:
     """Two processes of one gloo group: `ranks.run(function)` calls `function(rank)` in both."""
-    group = Ranks()
-    yield group
-    group.close()
+    return pytestconfig.stash.setdefault(GROUP, Ranks())
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the group beside the first tests of a run that will need it.
+
+    Not in a worker of xdist, since only one of the workers will.
+    """
+    if runs_alone(session) and any("ranks" in fixtures_of(item) for item in session.items):
+        session.config.stash.setdefault(GROUP, Ranks()).start()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the group."""
+    if GROUP in session.config.stash:
+        session.config.stash[GROUP].close()
 
 
 def _serve(
     rank: int, world_size: int, meeting_point: str, subject: str | None, pipe: Connection
 ) -> None:
     """What a process of the group does: join it, then answer calls until the pipe is closed."""
+    be_quiet()  # what goes wrong is sent through the pipe
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     from torch import distributed
