@@ -1,9 +1,4 @@
-"""SGD, Adam and AdamW, from the algorithm boxes of their documentation pages, in float64.
-
-Each holds its own copies of the parameters and takes the gradients as an argument: nothing is
-hidden in `.grad`. Options belong to all parameters: several groups are several optimizers. `lr` may
-be set between two steps, as a scheduler does.
-"""
+"""Adam, whose steps have about the size of the learning rate, and AdamW."""
 
 from __future__ import annotations
 
@@ -13,48 +8,7 @@ import torch
 from torch import Tensor
 
 from reference.losses.reduction import in_float64
-
-
-class SGD:
-    """Gradient descent with a velocity v for each parameter p.
-
-    g = gradient (or -gradient to maximize) + weight_decay * p
-    v = g on the first step, momentum * v + (1 - dampening) * g afterwards
-    p = p - lr * v, with nesterov p - lr * (g + momentum * v), without momentum p - lr * g
-
-    Shapes: any, gradients as their parameters. Raises ValueError for nesterov without momentum or
-    with dampening.
-    Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html
-    """
-
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        lr: float = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        maximize: bool = False,
-    ) -> None:
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("nesterov needs a momentum and no dampening")
-        self.parameters = [in_float64(parameter.detach()).clone() for parameter in parameters]
-        self.velocities: list[Tensor | None] = [None] * len(self.parameters)
-        self.lr, self.momentum, self.dampening = lr, momentum, dampening
-        self.weight_decay, self.nesterov, self.maximize = weight_decay, nesterov, maximize
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Moves every parameter by one update."""
-        for i, gradient in enumerate(gradients):
-            p, v = self.parameters[i], self.velocities[i]
-            g = _direction(gradient, self.maximize) + self.weight_decay * p
-            direction = g
-            if self.momentum != 0:
-                v = g if v is None else self.momentum * v + (1 - self.dampening) * g
-                self.velocities[i] = v
-                direction = g + self.momentum * v if self.nesterov else v
-            self.parameters[i] = p - self.lr * direction
+from reference.optimizers.stepping import direction
 
 
 class Adam:
@@ -96,7 +50,7 @@ class Adam:
         """Moves every parameter by one update."""
         for i, gradient in enumerate(gradients):
             p = self.parameters[i]
-            g = _direction(gradient, self.maximize) + self.weight_decay * p
+            g = direction(gradient, self.maximize) + self.weight_decay * p
             self.parameters[i] = p - self.lr * self._normalised(i, g)
 
     def _normalised(self, i: int, g: Tensor) -> Tensor:
@@ -136,9 +90,5 @@ class AdamW(Adam):
         """Shrinks and moves every parameter by one update."""
         for i, gradient in enumerate(gradients):
             p = self.parameters[i] * (1 - self.lr * self.weight_decay)
-            g = _direction(gradient, self.maximize)
+            g = direction(gradient, self.maximize)
             self.parameters[i] = p - self.lr * self._normalised(i, g)
-
-
-def _direction(gradient: Tensor, maximize: bool) -> Tensor:
-    return -in_float64(gradient) if maximize else in_float64(gradient)
