@@ -2,7 +2,7 @@
 
 At the end you can write a data set, cut it into batches, shuffle, split and balance it, and have
 worker processes read it, without losing a sample. A *loader* goes through a data set batch by
-batch; one pass is an *epoch*. The samples are 178 wines: 13 measurements and one of three cultivars.
+batch; one pass is an *epoch*. The samples are 178 wines: 13 measurements, one of three cultivars.
 Read before: lesson 1, tensors, and lesson 6, logistic regression.
 """
 

@@ -60,7 +60,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses = None
         config.option.tx = []
         config.option.dist = "no"
-    elif config.option.numprocesses and config.option.dist == "no":
+    elif getattr(config.option, "numprocesses", None) and config.option.dist == "no":
         config.option.dist = "loadfile"
 
 
