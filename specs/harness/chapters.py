@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 #: The table of contents is specs/README.md. A chapter that is not listed comes after these.
-READING_ORDER = ("foundations", "losses", "optimizers", "schedulers", "models", "devices")
+READING_ORDER = (
+    "foundations",
+    "losses",
+    "optimizers",
+    "schedulers",
+    "data",
+    "models",
+    "checkpoints",
+    "reproducibility",
+    "devices",
+)
 
 
 def place_of(path: Path) -> tuple[int, str]:
