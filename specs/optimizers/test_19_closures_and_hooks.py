@@ -204,6 +204,7 @@ def test_pre_hooks_see_the_old_value_and_post_hooks_the_new_one(SGD: MakeOptimiz
 
     handles = [
         optimizer.register_step_post_hook(note("own, after")),
+        optimizer.register_step_post_hook(note("own, after, second")),
         optimizer.register_step_pre_hook(note("own, before")),
         optimizer.register_step_pre_hook(note("own, before, second")),
         register_optimizer_step_post_hook(note("global, after")),
@@ -222,6 +223,7 @@ def test_pre_hooks_see_the_old_value_and_post_hooks_the_new_one(SGD: MakeOptimiz
         ("own, before, second", 1.0),
         ("closure", 1.0),
         ("own, after", 0.9),
+        ("own, after, second", 0.9),
         ("global, after", 0.9),
     ]
 
