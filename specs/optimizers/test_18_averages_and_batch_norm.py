@@ -190,20 +190,20 @@ def leaves_training_mode_on(loader: Any, model: nn.Module) -> None:
 @spec("OPT-34", violated_by=[weighs_by_size, by_momentum, leaves_training_mode_on])
 def test_every_batch_counts_alike_and_nothing_else_is_changed(update_bn: MakeAverage) -> None:
     """So a small last batch counts as much as a large one. The layer's momentum plays no part."""
-    model = nn.Sequential(nn.BatchNorm1d(1, momentum=0.3), nn.Linear(1, 1)).double().eval()
-    nn.init.constant_(model[0].running_mean, 100.0)
-    weights = [p.detach().clone() for p in model.parameters()]
     column = [torch.tensor(v, dtype=torch.float64).unsqueeze(1) for v in ([0, 1, 2, 5], [6, 10])]
+    for training in (False, True):
+        layer = nn.BatchNorm1d(1, momentum=0.3)
+        nn.init.constant_(layer.running_mean, 100.0)
+        model = nn.Sequential(layer, nn.Linear(1, 1)).double().train(training)
+        weights = [p.detach().clone() for p in model.parameters()]
 
-    update_bn([(inputs, "a target") for inputs in column], model)
+        update_bn([(inputs, "a target") for inputs in column], model)
 
-    # Means 2 and 8. Unbiased variances (4 + 1 + 0 + 9) / 3 and (4 + 4) / 1.
-    assert agree(model[0].running_mean, [(2 + 8) / 2])
-    assert agree(model[0].running_var, [(14 / 3 + 8) / 2])
-    assert not model.training
-    assert not model[0].training
-    assert model[0].momentum == 0.3
-    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+        # Means 2 and 8. Unbiased variances (4 + 1 + 0 + 9) / 3 and (4 + 4) / 1.
+        assert agree(layer.running_mean, [(2 + 8) / 2])
+        assert agree(layer.running_var, [(14 / 3 + 8) / 2])
+        assert (model.training, layer.training, layer.momentum) == (training, training, 0.3)
+        assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
 
 
 class CopiesBuffers(averaging.AveragedModel):
