@@ -47,7 +47,10 @@ def pytest_runtest_makereport(
         }
         if judged.violation is None and report.when == "call":
             signature = published_signature(judged.target)
-            carried["signatures"] = {} if signature is None else {judged.parameter: signature}
+            own_name = getattr(judged.target, "__name__", judged.parameter)
+            # One parameter may stand for several subjects, such as all optimizers in turn.
+            name = judged.parameter + ("" if own_name == judged.parameter else f" ({own_name})")
+            carried["signatures"] = {} if signature is None else {name: signature}
         setattr(report, CARRIED, carried)
     return report
 

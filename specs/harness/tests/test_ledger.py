@@ -216,6 +216,16 @@ def test_the_signatures_of_published_subjects_are_recorded(suite: Suite) -> None
     assert rules["DBL-02"]["signatures"] == {}
 
 
+def test_each_of_several_subjects_has_its_own_signature(suite: Suite) -> None:
+    (suite.path / "wandb.py").write_text(
+        "def double(x): return 2 * x\ndef twice(x, times=2): return times * x\n"
+    )
+    suite.write("\nfrom wandb import double, twice\n", HOLDS.replace("=double", "=[double, twice]"))
+    suite.run_apart("--ledger", "run.json")
+    signatures = json.loads((suite.path / "run.json").read_text())["rules"]["DBL-01"]["signatures"]
+    assert signatures == {"double": "(x)", "double (twice)": "(x, times=2)"}
+
+
 def test_a_compiled_function_is_recorded_by_the_first_line_of_its_documentation() -> None:
     class Compiled:
         """add(input, other) -> Tensor"""
