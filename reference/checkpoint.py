@@ -6,11 +6,12 @@ and https://docs.pytorch.org/docs/stable/notes/randomness.html
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from reference.atomic import save_atomically
 
 
 class Stateful(Protocol):
@@ -39,9 +40,7 @@ def save_checkpoint(
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "parts": {name: part.state_dict() for name, part in parts.items()},
     }
-    unfinished = path.with_name(path.name + ".unfinished")
-    torch.save(checkpoint, unfinished)
-    os.replace(unfinished, path)
+    save_atomically(checkpoint, path)
 
 
 def load_checkpoint(path: Path, *, generator: torch.Generator, **parts: Stateful) -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from math import inf
 
-import torch
 from torch import Tensor, nn
+
+from reference.modes import evaluating
 
 
 def evaluate(
@@ -25,17 +26,11 @@ def evaluate(
 
     Raises ValueError if there are no samples.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     total, samples = 0.0, 0
-    try:
-        with torch.no_grad():
-            for inputs, targets in batches:
-                total += metric(model(inputs), targets).item() * len(inputs)
-                samples += len(inputs)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        for inputs, targets in batches:
+            total += metric(model(inputs), targets).item() * len(inputs)
+            samples += len(inputs)
     if samples == 0:
         raise ValueError("there are no samples to evaluate on")
     return total / samples

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from reference.modes import evaluating
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -161,9 +163,6 @@ def accuracy(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     `inputs` has samples along dimension 0, `targets` is int64 of shape (n,). The model's mode is
     put back afterwards.
     """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model):
         predicted = model(inputs).argmax(dim=1)
-    model.train(was_training)
     return float((predicted == targets).double().mean())

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Adam
+
+from reference.modes import evaluating
 
 #: How the names of the head's parameters begin.
 HEAD = "fc."
@@ -125,14 +126,11 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
 
     The head is replaced by the identity meanwhile. The model comes back as it was, head and modes.
     """
-    head, modes = model.fc, [(module, module.training) for module in model.modules()]
-    model.eval()
-    model.fc = nn.Identity()
-    try:
-        with torch.no_grad():
+    head = model.fc
+    with evaluating(model):
+        model.fc = nn.Identity()
+        try:
             output: Tensor = model(images)
-    finally:
-        model.fc = head
-        for module, training in modes:
-            module.training = training
+        finally:
+            model.fc = head
     return output

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reference.losses.reduction import in_float64
 from reference.losses.regression import smooth_l1_loss
+from reference.modes import evaluating
 
 
 class DetectionSplit(NamedTuple):
@@ -93,11 +94,8 @@ def anomaly_scores(model: nn.Module, inputs: Tensor) -> Tensor:
     Taken in eval mode, where the score of a sample is always the same; the model's mode is put
     back. Shapes: (samples, features) -> float64 (samples,). `model` returns a VAEOutput.
     """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model):
         reconstruction = model(inputs).reconstruction
-    model.train(was_training)
     errors = smooth_l1_loss(in_float64(reconstruction), in_float64(inputs), reduction="none")
     return errors.mean(dim=1)
 

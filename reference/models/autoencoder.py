@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LinearLR
 
+from reference.modes import evaluating
 from reference.training import fit
 
 
@@ -97,11 +98,8 @@ def reconstruction_errors(model: nn.Module, inputs: Tensor) -> Tensor:
 
     Source: https://www.deeplearningbook.org/contents/autoencoders.html
     """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model):
         reconstruction = model(inputs)
-    model.train(was_training)
     squares: Tensor = (reconstruction.double() - inputs.double()).pow(2)
     return squares.mean(dim=1)
 
