@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from traceback import walk_tb
 from types import CodeType, TracebackType
 from typing import Any
 
 import pytest
+from _pytest.assertion import util as assertion_util
 
 from specs.harness.collection import JUDGED
 from specs.harness.rules import Violation
@@ -42,7 +44,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         return (yield)
     error: BaseException | None = None
     try:
-        with _stopping_at_the_first_failure(pyfuncitem):
+        with _without_explanations(), _stopping_at_the_first_failure(pyfuncitem):
             yield
     except PASSED_THROUGH:
         raise
@@ -81,6 +83,21 @@ def _complaint(violation: Violation, error: BaseException | None) -> str | None:
         f"  got: {type(error).__name__}: {message[0] if message else ''}"
         f" ({_deepest(error.__traceback__)})"
     )
+
+
+@contextmanager
+def _without_explanations() -> Iterator[None]:
+    """Let pytest not compare the sides of a failed assertion: nobody will read it.
+
+    With `-v`, and wherever the variable CI is set, it looks for the lines in which they differ,
+    which takes hours for lists of a thousand lists. pytest has no public switch for one test; its
+    own plugin sets this attribute for each, too.
+    """
+    compare, assertion_util._reprcompare = assertion_util._reprcompare, None
+    try:
+        yield
+    finally:
+        assertion_util._reprcompare = compare
 
 
 class _stopping_at_the_first_failure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from specs.harness.tests.conftest import HOLDS, Suite
 
 RULE = """
@@ -221,3 +223,26 @@ def test_a_bug_is_not_expected_from_the_release_that_fixes_it(suite: Suite) -> N
         path.read_text().replace("@rule", "def double_too(x):\n    return 2 * x\n\n@rule", 1)
     )
     suite.run().assert_outcomes(passed=3)
+
+
+def test_nobody_explains_how_a_violation_differs(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest would look for the lines that differ; for long lists, in CI, that takes hours."""
+    monkeypatch.setenv("CI", "true")
+    suite.write(HOLDS.replace("double(4) == 4 + 4", "[double(4)] == [8]"))
+    suite.pytester.makeconftest(
+        """
+pytest_plugins = ["specs.harness.plugin"]
+
+def pytest_assertrepr_compare(left):
+    with open("explained.txt", "a") as file:
+        print(left, file=file)
+"""
+    )
+    suite.run("-v").assert_outcomes(passed=2)
+    assert not (suite.path / "explained.txt").exists()
+
+    (suite.path / "subjects.py").write_text("def double(x):\n    return x\n")
+    suite.run_apart("--subject", "subjects").assert_outcomes(passed=1, failed=1)
+    assert (suite.path / "explained.txt").read_text() == "[4]\n"
