@@ -18,6 +18,8 @@ READING_ORDER = (
     "checkpoints",
     "reproducibility",
     "devices",
+    "lightning",
+    "wandb",
 )
 
 

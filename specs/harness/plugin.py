@@ -17,6 +17,7 @@ from specs.harness import (
     state,
     subjects,
     verdicts,
+    wandb_log,
 )
 from specs.harness import ranks as group
 from specs.harness.collection import MARKERS, Collection
@@ -47,6 +48,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="judge the names found there in place of PyTorch's",
     )
     group.addoption("--ledger", metavar="FILE", help="write the record of the run as JSON")
+    group.addoption(
+        "--wandb",
+        action="store_true",
+        help="log the run to W&B: offline, unless your own settings of wandb say otherwise",
+    )
+    group.addoption(
+        "--wandb-project", metavar="NAME", help="the W&B project (default: torch-rulebook)"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if option.subject is not None:
         user_module = subjects.load_subject(option.subject, start)
     chosen = devices.chosen_devices(option.device)
+    wandb_log.check_project(option)
     register = config.pluginmanager.register
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
@@ -95,6 +105,8 @@ def pytest_configure(config: pytest.Config) -> None:
             if not (option.rules or option.collectonly):
                 writer = ledger.LedgerWriter(path, run, chosen, option.subject)
                 register(writer, "rulebook-ledger")
+        if option.wandb and not (option.rules or option.collectonly):
+            register(wandb_log.WandbLog(config, run, chosen), "rulebook-wandb")
 
 
 class Terminal:

@@ -129,6 +129,12 @@ class RuleRecord:
             return "known bug"
         return self.claimed or "held"
 
+    @property
+    def short_verdict(self) -> str:
+        """The verdict as a word or two, to count by: a claim's condition is left out."""
+        verdict = self.verdict
+        return "holds under a condition" if verdict.startswith("holds if") else verdict
+
 
 class RunRecord:
     """A pytest plugin of the process that reports: gathers every test's reports."""

@@ -21,7 +21,7 @@ from specs.harness.versions import installed
 WIDEST = 100
 
 #: The packages whose behaviour the rules state; their releases are printed.
-JUDGED_PACKAGES = ("torch", "torchvision")
+JUDGED_PACKAGES = ("torch", "torchvision", "pytorch-lightning", "wandb")
 
 
 def print_contents(items: Iterable[pytest.Item], reporter: pytest.TerminalReporter) -> None:
@@ -83,7 +83,7 @@ def print_summary(
     reporter.write_line(
         f"{_count(len(held), 'rule')} held, {_count(rejected, 'violation')} rejected"
     )
-    claims = Counter(_short_verdict(rule) for rule in rules if rule.verdict == rule.claimed)
+    claims = Counter(rule.short_verdict for rule in rules if rule.verdict == rule.claimed)
     if claims:
         counted = ", ".join(f"{number} {verdict}" for verdict, number in sorted(claims.items()))
         reporter.write_line(f"claims: {counted}")
@@ -108,11 +108,6 @@ def _exceptions(rules: Iterable[RuleRecord]) -> Iterator[str]:
     for rule in rules:
         if rule.verdict in ("failed", "not finished"):
             yield f"{rule.id} {rule.verdict.upper()}: {rule.statement}"
-
-
-def _short_verdict(rule: RuleRecord) -> str:
-    claimed = rule.claimed or ""
-    return "holds under a condition" if claimed.startswith("holds if") else claimed
 
 
 def _in_reading_order(items: Iterable[pytest.Item]) -> list[pytest.Item]:

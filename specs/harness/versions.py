@@ -42,3 +42,13 @@ def torch_release() -> tuple[int, ...]:
     import torch
 
     return as_release(torch.__version__)
+
+
+def release_of(package: str) -> tuple[int, ...]:
+    """The numbers of an installed distribution's version: (2, 6, 1); empty where it is absent.
+
+    Compares with less: (2, 6, 1) >= (2, 6). Nothing is imported.
+    """
+    text = installed(package)
+    found = re.match(r"\d+(\.\d+)*", text) if text else None
+    return tuple(int(number) for number in found[0].split(".")) if found else ()

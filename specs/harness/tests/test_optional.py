@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from specs.harness.optional import Missing, optional
-from specs.harness.tests.conftest import HOLDS, Suite
+from specs.harness.tests.conftest import HOLDS, ROOT, Suite
 
 NEEDS = """
 from specs.harness.optional import optional
@@ -73,6 +76,17 @@ def test_a_package_whose_own_import_is_missing_says_which(suite: Suite) -> None:
     suite.pytester.syspathinsert()
     suite.write(NEEDS, JUDGES)
     suite.run().stdout.fnmatch_lines(["*does not import: No module named 'no_such_codec' (VIS-01)"])
+
+
+def test_a_reference_needs_what_it_is_built_on() -> None:
+    """reference.lightning_modules without Lightning: the reason names Lightning."""
+    code = (
+        "import sys; sys.modules['pytorch_lightning'] = None\n"
+        "from specs.harness.optional import optional\n"
+        "print(optional('reference.lightning_modules').reason)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "needs pytorch_lightning, which is not installed"
 
 
 @pytest.mark.parametrize(
