@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from specs.harness import files
 from specs.harness.record import RunRecord, TestRecord
 from specs.harness.version import VERSION
 from specs.harness.versions import RECORDED, installed
@@ -22,23 +21,6 @@ SCHEMA_VERSION = 1
 
 #: Runs that ended like this are complete enough to keep; interrupted ones are not.
 KEPT = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-
-
-def check_destination(given: str, start: Path) -> Path:
-    """The absolute path of the ledger to write.
-
-    Raises pytest.UsageError if nothing can be written there.
-    """
-    if not given.strip():
-        raise pytest.UsageError("--ledger: expected a file")
-    path = (start / given).absolute()
-    if path.is_dir():
-        raise pytest.UsageError(f"--ledger {given}: is a directory, expected a file")
-    if not path.parent.is_dir():
-        raise pytest.UsageError(f"--ledger {given}: no directory {path.parent}")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise pytest.UsageError(f"--ledger {given}: not writable")
-    return path
 
 
 def as_ledger(record: RunRecord, devices: list[str], subject: str | None) -> dict[str, Any]:
@@ -64,7 +46,7 @@ def as_ledger(record: RunRecord, devices: list[str], subject: str | None) -> dic
                 "verdict": rule.verdict,
                 "signatures": dict(sorted(rule.signatures.items())),
                 "tests": {
-                    nodeid: {"role": test.role, **_test_entry(test)}
+                    nodeid: {"role": test.role, "random": test.random, **_test_entry(test)}
                     for nodeid, test in sorted(rule.tests.items())
                 },
             }
@@ -86,23 +68,9 @@ def as_ledger(record: RunRecord, devices: list[str], subject: str | None) -> dic
 
 
 def write(ledger: dict[str, Any], path: Path) -> None:
-    """Write the ledger beside `path`, then move it there in one step.
-
-    Whoever reads `path` finds the old ledger or the new one, never half of one. Raises OSError if
-    the disk refuses; the old ledger is then still there.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(ledger, file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write a ledger, whole or not at all. Raises OSError if the disk refuses."""
+    text = json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False)
+    files.write(text + "\n", path)
 
 
 class LedgerWriter:
@@ -138,9 +106,3 @@ class LedgerWriter:
 
 def _test_entry(test: TestRecord) -> dict[str, Any]:
     return {"outcome": test.outcome, "reason": test.reason, "observations": test.observations}
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -28,6 +28,8 @@ class Observe:
 
     Numbers, strings, tensors, sequences and mappings of them, exceptions, caught warnings and
     signatures can be recorded; each name once per test. What a violation shows is not recorded.
+    `depends_on="torch_build"` names a fact of the ledger's "machine": two ledgers that differ in it
+    are not compared in this value.
 
     Raises TypeError for a value that has no record, ValueError for a name that is taken.
     """
@@ -36,10 +38,12 @@ class Observe:
         self._recorded = recorded
         self._keep = keep
 
-    def __call__(self, name: str, value: Any) -> None:
+    def __call__(self, name: str, value: Any, *, depends_on: str | None = None) -> None:
         if name in self._recorded:
             raise ValueError(f"{name!r} is observed twice in one test")
         record = as_record(value)
+        if depends_on is not None:
+            record = {"type": "depending", "depends_on": depends_on, "value": record}
         if self._keep:
             self._recorded[name] = record
 
@@ -101,12 +105,14 @@ def _tensor_record(tensor: Any) -> dict[str, Any]:
     if flat.numel() <= LISTED_ELEMENTS:
         return record | {"values": as_record(flat.tolist())}
     wide = flat.double()
+    # Tells two orders of the same values apart, as the others do not.
+    places = sys.modules["torch"].linspace(0, 1, len(wide), dtype=wide.dtype)
+    statistics = {"min": wide.min(), "max": wide.max(), "mean": wide.mean(), "std": wide.std()}
+    statistics["weighted by place"] = (wide * places).mean()
     raw = flat.view(sys.modules["torch"].uint8).numpy().tobytes()
     return record | {
         "sha256": hashlib.sha256(raw).hexdigest(),
-        "summary": {
-            name: as_record(getattr(wide, name)().item()) for name in ("min", "max", "mean", "std")
-        },
+        "summary": {name: as_record(one.item()) for name, one in statistics.items()},
     }
 
 

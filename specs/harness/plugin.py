@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from specs.harness import (
+    against,
     background,
     chapters,
     devices,
     failure,
+    files,
     ledger,
     observations,
     record,
@@ -49,6 +51,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--ledger", metavar="FILE", help="write the record of the run as JSON")
     group.addoption(
+        "--against", metavar="FILE", help="after the run, print what changed since that ledger"
+    )
+    group.addoption(
+        "--compare",
+        nargs=2,
+        metavar=("OLD", "NEW"),
+        help="print what changed between two ledgers, run nothing",
+    )
+    group.addoption(
+        "--allow", metavar="FILE", help="changes that are all right, one a line with its reason"
+    )
+    group.addoption(
+        "--report",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the comparison as FILE.md or FILE.json, too",
+    )
+    group.addoption(
         "--wandb",
         action="store_true",
         help="log the run to W&B: offline, unless your own settings of wandb say otherwise",
@@ -59,18 +80,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Keep what belongs together in one process.
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Compare two ledgers, if that is asked; else keep what belongs together in one process.
 
     Runs that print about rules collect here, not in workers of xdist. With `-n`, all tests of a
     file go to one worker, unless `--dist` says otherwise: they share what is expensive to set up.
     """
+    if config.option.compare is not None:
+        return against.compare_files(config)
     if config.option.rules or config.option.rule is not None:
         config.option.numprocesses = None
         config.option.tx = []
         config.option.dist = "no"
     elif getattr(config.option, "numprocesses", None) and config.option.dist == "no":
         config.option.dist = "loadfile"
+    return None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,10 +125,13 @@ def pytest_configure(config: pytest.Config) -> None:
         register(run, "rulebook-run")
         register(Terminal(config, run, chosen), "rulebook-terminal")
         if option.ledger is not None:
-            path = ledger.check_destination(option.ledger, start)
+            path = files.check_destination("--ledger", option.ledger, start)
             if not (option.rules or option.collectonly):
                 writer = ledger.LedgerWriter(path, run, chosen, option.subject)
                 register(writer, "rulebook-ledger")
+        request = against.requested(option, start)
+        if request is not None and not (option.rules or option.collectonly):
+            register(against.Against(request, run, chosen, option.subject), "rulebook-against")
         if option.wandb and not (option.rules or option.collectonly):
             register(wandb_log.WandbLog(config, run, chosen), "rulebook-wandb")
 

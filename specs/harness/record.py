@@ -6,10 +6,13 @@ Tests may run in other processes. What is recorded of them therefore travels in 
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ import pytest
 from specs.harness.collection import JUDGED
 from specs.harness.observations import OBSERVED
 from specs.harness.signatures import published_signature
+from specs.harness.state import DREW
 
 #: The attribute of a report that carries what the record needs.
 CARRIED = "rulebook"
@@ -44,6 +48,7 @@ def pytest_runtest_makereport(
             "role": "subject" if judged.violation is None else "violation",
             "observations": item.stash.get(OBSERVED, {}) if report.when == "call" else {},
             "signatures": {},
+            "random": item.stash.get(DREW, False),
         }
         if judged.violation is None and report.when == "call":
             signature = published_signature(judged.target)
@@ -71,15 +76,30 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def machine_facts() -> dict[str, Any]:
     """Facts about the machine and the torch build that observed numbers may depend on."""
-    facts: dict[str, Any] = {"system": platform.system(), "architecture": platform.machine()}
+    facts: dict[str, Any] = {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processor": processor(),
+    }
     torch = sys.modules.get("torch")
     if torch is not None:
+        blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
         facts |= {
             "torch_build": f"cuda {torch.version.cuda}" if torch.version.cuda else "cpu",
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "blas": blas[1] if blas else None,
             "threads": torch.get_num_threads(),
         }
     return facts
+
+
+def processor() -> str:
+    """The processor's name, as its maker calls it where the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 @dataclass
@@ -94,6 +114,8 @@ class TestRecord:
     seconds: float = 0.0
     role: str | None = None
     observations: dict[str, Any] = field(default_factory=dict)
+    #: Whether it drew from torch's global random generator.
+    random: bool = False
 
 
 @dataclass
@@ -190,6 +212,7 @@ class RunRecord:
             self.rules[id].signatures.update(carried["signatures"])
             test.role = carried["role"]
             test.observations.update(carried["observations"])
+            test.random = carried["random"]
         test.seconds += report.duration
         outcome = _outcome(report)
         if outcome is not None:

@@ -31,4 +31,5 @@ def without_annotations(signature: inspect.Signature) -> str:
     """Names, kinds and defaults of the parameters; type hints move too often to be compared."""
     bare = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
     text = str(signature.replace(parameters=bare, return_annotation=signature.empty))
-    return re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses of default objects
+    # Neither the addresses of default objects nor where Python's own modules lie.
+    return re.sub(r" at 0x[0-9a-f]+|(?<=') from '[^']*'(?=>)", "", text)

@@ -24,6 +24,11 @@ SEED = 0
 THREADS = 1
 
 
+#: Whether a test drew from torch's global generator, or seeded it anew: then what it saw may move
+#: with a random stream.
+DREW = pytest.StashKey[bool]()
+
+
 class State(NamedTuple):
     """One piece of global state: what it is called, how to read it, how to put it back."""
 
@@ -50,14 +55,20 @@ class GlobalState:
                     state.restore(value)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_pyfunc_call(self) -> Generator[None, object, object]:
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
         """Seed last of all, so that neither a fixture nor another plugin has drawn since."""
         random.seed(SEED)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(SEED)
-        if "torch" in sys.modules:
-            _seed_torch()
-        return (yield)
+        if "torch" not in sys.modules:
+            return (yield)
+        torch = sys.modules["torch"]
+        _seed_torch()
+        before = torch.get_rng_state()
+        try:
+            return (yield)
+        finally:
+            pyfuncitem.stash[DREW] = not torch.equal(before, torch.get_rng_state())
 
 
 def known_states() -> list[State]:

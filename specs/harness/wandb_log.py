@@ -98,7 +98,7 @@ class WandbLog:
             "exit_status": exitstatus,
             "config": {key: contents[key] for key in kept} | {"arguments": self._arguments},
             "summary": {
-                "rules": len(rules),
+                "rules judged": len(rules),
                 **{f"verdicts/{verdict}": count for verdict, count in sorted(verdicts.items())},
                 **{f"tests/{outcome}": count for outcome, count in sorted(outcomes.items())},
                 "violations rejected": rejected,

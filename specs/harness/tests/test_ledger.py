@@ -81,12 +81,14 @@ def test_it_holds_versions_verdicts_observations_and_seconds(suite: Suite) -> No
     assert claim["tests"] == {
         "arithmetic/test_doubling.py::test_claim[test_doubling]": {
             "role": "subject",
+            "random": False,
             "outcome": "passed",
             "reason": "",
             "observations": {"of two": 4},
         },
         "arithmetic/test_doubling.py::test_claim[rejects triple]": {
             "role": "violation",
+            "random": False,
             "outcome": "passed",
             "reason": "",
             "observations": {},
@@ -198,7 +200,7 @@ def test_a_write_that_is_stopped_in_the_middle_leaves_the_old_ledger(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(json, "dump", stop)
+    monkeypatch.setattr(os, "fsync", stop)
     with pytest.raises(KeyboardInterrupt):
         ledger.write(ledger.as_ledger(RunRecord(), ["cpu"], None), path)
     assert [found.name for found in tmp_path.iterdir()] == ["run.json"]
