@@ -52,10 +52,6 @@ PROVED_BY = {
 #: Documented rules, or whole groups, without a spec, and why.
 LEFT_OUT = {
     "T-03": "integer division follows Python's own rules, and no training depends on it",
-    "PL": "they judge Lightning's Trainer, which the suite does not run.",
-    "WB": "they judge wandb, which the suite does not run.",
-    "CLAIM-21": "save_hyperparameters belongs to Lightning, which the suite does not run",
-    "CLAIM-22": "Lightning's fit(), which the suite does not run",
 }
 
 

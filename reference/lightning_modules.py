@@ -59,7 +59,7 @@ class DigitsModule(pl.LightningModule):
         trained_on = TensorDataset(
             images.train_inputs[:TRAINED_ON], images.train_targets[:TRAINED_ON]
         )
-        return DataLoader(trained_on, self.hparams["batch_size"], shuffle=True)
+        return DataLoader(trained_on, batch_size=self.hparams["batch_size"], shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The other 237 training images, always in the same order."""
@@ -67,13 +67,13 @@ class DigitsModule(pl.LightningModule):
         held_out = TensorDataset(
             images.train_inputs[TRAINED_ON:], images.train_targets[TRAINED_ON:]
         )
-        return DataLoader(held_out, self.hparams["batch_size"])
+        return DataLoader(held_out, batch_size=self.hparams["batch_size"])
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The 360 images of the test part."""
         images = data.digits()
         test = TensorDataset(images.test_inputs, images.test_targets)
-        return DataLoader(test, self.hparams["batch_size"])
+        return DataLoader(test, batch_size=self.hparams["batch_size"])
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The images of the test part, with their targets, which prediction does not look at."""

@@ -191,12 +191,22 @@ def _line_of(obj: object) -> int:
 
 
 def _labels(targets: list[Any]) -> list[str]:
-    """Where each subject comes from; with its own name where that alone does not tell."""
-    sources = [label_of(target) for target in targets]
-    return [
-        source if sources.count(source) == 1 else f"{source}.{target.__name__}"
-        for source, target in zip(sources, targets, strict=True)
-    ]
+    """Where each subject comes from: as much of it as tells them apart."""
+    labels = [label_of(target) for target in targets]
+    for longer in (_with_its_name, _with_its_module):
+        labels = [
+            label if labels.count(label) == 1 else longer(target)
+            for label, target in zip(labels, targets, strict=True)
+        ]
+    return labels
+
+
+def _with_its_name(target: Any) -> str:
+    return f"{label_of(target)}.{getattr(target, '__name__', '')}"
+
+
+def _with_its_module(target: Any) -> str:
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
 
 
 def _missing_marks(target: Any) -> list[pytest.MarkDecorator]:

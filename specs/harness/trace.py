@@ -77,7 +77,8 @@ def recorded(
     if loss_function is not None:
         handles.append(loss_function.register_forward_pre_hook(_note_loss(events)))
     if optimizer is not None:
-        handles.append(optimizer.register_step_pre_hook(_note_step(events)))
+        # After the step, since a step that is given a closure begins with forward and backward.
+        handles.append(optimizer.register_step_post_hook(_note_step(events)))
     if scheduler is not None:
         original = scheduler.step
 
