@@ -21,11 +21,12 @@ def optional(name: str) -> Any:
     so that its rules are declared, and counted as skipped, also on a machine without torchvision.
     The reason names the package and what is wrong with it.
     """
-    package = name.partition(".")[0]
+    top = name.partition(".")[0]
+    package = name if top == REFERENCES else top
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name == package or package == REFERENCES:
+        if error.name == package or top == REFERENCES:
             return Missing(name, f"needs {error.name}, which is not installed")
         return Missing(name, _broken(package, error))
     # Compiled parts that were built for another torch raise anything: RuntimeError, OSError.
