@@ -288,8 +288,8 @@ def accuracy_from_scratch(seed: int) -> float:
     "With few images and few steps, start from a network that was trained on a similar task.",
     kind="practice",
     source=TUTORIAL,
-    consequence="25 images, ten steps, eight draws: 80 to 91% of the new digits recognised, from"
-    " scratch 56 to 78%",
+    consequence="25 images, ten steps, eight draws: 82 to 88% of the new digits recognised, from"
+    " scratch 55 to 86%",
     subject=transfer.load_backbone,
     violated_by=[loads_nothing],
 )
@@ -306,7 +306,7 @@ def test_what_was_learned_on_other_digits_helps(load_backbone: Function, observe
     from_scratch = mean(accuracy_from_scratch(seed) for seed in range(4))
     observe("pretrained", round(mean(pretrained), 2))
     observe("from scratch", round(from_scratch, 2))
-    # Eight draws: 0.86 and 0.70. With four other pretrained networks: 0.84 to 0.87.
+    # Means of eight draws: 0.85 and 0.69. With four other pretrained networks: 0.84 to 0.87.
     assert mean(pretrained) > 0.77
     assert mean(pretrained) > from_scratch
 
@@ -337,11 +337,12 @@ def test_a_new_head_can_only_use_what_the_backbone_sees(
         trained = [one for one in model.parameters() if one.requires_grad]
         return after_ten_steps(model, Adam(trained, lr=0.03), seed=0, first=first)
 
-    known, unknown = with_a_new_head(first=0), with_a_new_head(first=5)
-    observe("digits that the backbone was trained on", round(known, 2))
+    unknown = with_a_new_head(first=5)
     observe("other digits", round(unknown, 2))
-    assert known > 0.95  # eight draws of the images: 99% or more
-    assert unknown < 0.8  # 67 to 73%
+    assert unknown < 0.8  # eight draws of the images: 67 to 73%
+    known = with_a_new_head(first=0)
+    observe("digits that the backbone was trained on", round(known, 2))
+    assert known > 0.95  # 99% or more
 
 
 def the_whole_backbone(model: nn.Module, name: str) -> None:
@@ -354,7 +355,7 @@ def the_whole_backbone(model: nn.Module, name: str) -> None:
 def test_a_free_last_stage_learns_more(freeze_before: Function, observe: Observe) -> None:
     """Early layers see strokes, which all digits share (https://arxiv.org/abs/1411.1792)."""
     reached = []
-    for seed in range(3):
+    for seed in range(2):
         model = trained_model()
         freeze_before(model, "layer3")
         optimizer = transfer.fine_tuning(model, 5, backbone_rate=0.01, head_rate=0.01)

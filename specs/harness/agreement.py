@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor
 class Agreement:
     """The outcome of a comparison: true or false, and in a failed assertion it says why."""
 
-    def __init__(self, agrees: bool, explanation: str) -> None:
+    def __init__(self, agrees: bool, explain: Callable[[], str]) -> None:
         self._agrees = agrees
-        self._explanation = explanation
+        self._explain = explain
 
     def __bool__(self) -> bool:
         return self._agrees
 
     def __repr__(self) -> str:
-        return self._explanation
+        return f"<{self._explain()}>"
 
 
 def agree(got: Any, expected: Any, *, ulps: float = 16, scale: float = 1.0) -> Agreement:
@@ -37,25 +37,31 @@ def agree(got: Any, expected: Any, *, ulps: float = 16, scale: float = 1.0) -> A
     """
     dtype = got.dtype if isinstance(got, Tensor) and got.is_floating_point() else torch.float64
     subject, reference = _float64(got), _float64(expected)
-    gave = f"the subject gave {_shown(subject)}, the reference gave {_shown(reference)}"
     if subject.shape != reference.shape:
         shapes = f"shapes {tuple(subject.shape)} and {tuple(reference.shape)} differ"
-        return Agreement(False, f"<{gave}: {shapes}>")
+        return Agreement(False, lambda: f"{_both(subject, reference)}: {shapes}")
     allowed = ulps * torch.finfo(dtype).eps * reference.abs().clamp(min=scale)
     error = (subject - reference).abs()
     same = (subject == reference) | (subject.isnan() & reference.isnan())
     # Where the reference is infinite so is `allowed`: there only equality counts.
     wrong = ~same & ~((error <= allowed) & reference.isfinite())
     if not wrong.any():
-        return Agreement(True, f"<{gave}>")
-    excess = torch.where(wrong, (error / allowed).nan_to_num(nan=torch.inf), -1.0)
-    worst = tuple((excess == excess.max()).nonzero()[0].tolist())
-    return Agreement(
-        False,
-        f"<{gave}; worst at {list(worst)}: {subject[worst].item()!r} for"
-        f" {reference[worst].item()!r}, off by {error[worst].item():.3g} where"
-        f" {allowed[worst].item():.3g} is allowed, {int(wrong.sum())} of {wrong.numel()} wrong>",
-    )
+        return Agreement(True, lambda: _both(subject, reference))
+
+    def explain() -> str:
+        excess = torch.where(wrong, (error / allowed).nan_to_num(nan=torch.inf), -1.0)
+        worst = tuple((excess == excess.max()).nonzero()[0].tolist())
+        return (
+            f"{_both(subject, reference)}; worst at {list(worst)}: {subject[worst].item()!r} for"
+            f" {reference[worst].item()!r}, off by {error[worst].item():.3g} where"
+            f" {allowed[worst].item():.3g} is allowed, {int(wrong.sum())} of {wrong.numel()} wrong"
+        )
+
+    return Agreement(False, explain)
+
+
+def _both(subject: Tensor, reference: Tensor) -> str:
+    return f"the subject gave {_shown(subject)}, the reference gave {_shown(reference)}"
 
 
 def _float64(numbers: Any) -> Tensor:

@@ -13,6 +13,7 @@ from specs.harness import (
     devices,
     failure,
     files,
+    garbage,
     ledger,
     observations,
     record,
@@ -115,6 +116,7 @@ def pytest_configure(config: pytest.Config) -> None:
     register(state.GlobalState(), "rulebook-state")
     register(verdicts, "rulebook-verdicts")
     register(failure, "rulebook-failure")
+    register(garbage, "rulebook-garbage")
     register(record, "rulebook-record")
     register(background, "rulebook-background")
     register(group, "rulebook-ranks")

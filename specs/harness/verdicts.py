@@ -10,6 +10,7 @@ from types import CodeType, TracebackType
 from typing import Any
 
 import pytest
+from _pytest.assertion import rewrite as assertion_rewrite
 from _pytest.assertion import util as assertion_util
 
 from specs.harness.collection import JUDGED
@@ -87,17 +88,16 @@ def _complaint(violation: Violation, error: BaseException | None) -> str | None:
 
 @contextmanager
 def _without_explanations() -> Iterator[None]:
-    """Let pytest not compare the sides of a failed assertion: nobody will read it.
+    """Let pytest neither print nor compare the values of a failed assertion: nobody will read it.
 
-    With `-v`, and wherever the variable CI is set, it looks for the lines in which they differ,
-    which takes hours for lists of a thousand lists. pytest has no public switch for one test; its
-    own plugin sets this attribute for each, too.
+    With `-v`, and wherever the variable CI is set, it looks for the lines in which both sides
+    differ, which takes hours for lists of a thousand lists. pytest has no public switch for one
+    test; its own plugin sets the first of these attributes for each, too.
     """
-    compare, assertion_util._reprcompare = assertion_util._reprcompare, None
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assertion_util, "_reprcompare", None)
+        patch.setattr(assertion_rewrite, "_saferepr", lambda _: "...")
         yield
-    finally:
-        assertion_util._reprcompare = compare
 
 
 class _stopping_at_the_first_failure:

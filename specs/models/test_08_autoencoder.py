@@ -163,9 +163,9 @@ class WiderThanAsked(LinearAutoencoder):
 def test_its_training_error_ends_just_above_that_of_pca(
     LinearAutoencoder: Build, observe: Observe
 ) -> None:
-    """Seen over five seeds with 4 latents: 1.0003 to 1.0005 times PCA's error.
+    """Seen over ten seeds with 4 latents: 1.0003 to 1.0008 times PCA's error.
 
-    The bound is for the training images. On unseen ones either may be ahead: 0.9994 to 1.0018.
+    The bound is for the training images. On unseen ones either may be ahead: 0.9994 to 1.0023.
     """
     images = data.digits().train_inputs
     model = fitted_to_digits(LinearAutoencoder, 64, 4, lr=0.05)
@@ -328,7 +328,7 @@ class WithHiddenLayers(Autoencoder):
     subject=LinearAutoencoder,
     violated_by=[WithHiddenLayers],
     consequence="a digit that was not trained on, told by its error from the others: ROC AUC 0.96"
-    " with 8 components, 0.48 to 0.59 with a linear code of 64, 0.85 to 0.94 with hidden layers",
+    " with 8 components, 0.42 to 0.59 with a linear code of 64, 0.85 to 0.97 with hidden layers",
 )
 def test_a_linear_one_of_full_width_cannot_tell_a_zero_that_it_has_never_seen(
     LinearAutoencoder: Build, observe: Observe
