@@ -220,7 +220,8 @@ def test_current_accelerator_names_the_one_of_the_wheel_unless_told_to_check(
     available = torch.accelerator.is_available()
     if torch_release() >= (2, 7):
         named, present = current_accelerator(), current_accelerator(check_available=True)
-        observe("current accelerator", {"named": str(named), "present": str(present)})
+        observe("current accelerator", str(named), depends_on="torch_build")
+        observe("accelerator that is present", str(present))
         assert present == (named if available else None)
         assert torch.backends.cuda.is_built() == (named == torch.device("cuda"))
     elif available:
@@ -299,7 +300,7 @@ def test_the_type_of_the_error_tells_how_the_wheel_was_built(
     expected = RuntimeError if torch.backends.cuda.is_built() else AssertionError
     with pytest.raises(expected) as error:
         zeros(1, device="cuda")
-    observe("error", error.value)
+    observe("error", error.value, depends_on="torch_build")
 
 
 def falls_back(name: str) -> torch.device:

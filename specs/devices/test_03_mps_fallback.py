@@ -268,7 +268,7 @@ def test_asking_a_tensor_for_pinned_memory_raises_without_an_accelerator(
     """Pages are pinned for a device that copies from them; the loader is only more lenient."""
     with pytest.raises(RuntimeError) as error:
         pin_memory(torch.ones(4))
-    observe("error", error.value)
+    observe("error", error.value, depends_on="torch_build")
 
 
 class NeverPins(DataLoader[Tensor]):

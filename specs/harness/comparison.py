@@ -79,8 +79,12 @@ def compare(old: Ledger, new: Ledger) -> Comparison:
         if lonely:
             found.not_compared.append(f"only in the {name} ledger: {', '.join(lonely)}")
     changes: list[Change] = []
+    gained: list[tuple[str, str]] = []
     for id in common:
-        changes += _rule_changes(id, old, new, found.not_compared)
+        changes += _rule_changes(id, old, new, found.not_compared, gained)
+    for reason in dict.fromkeys(reason for reason, _ in gained):
+        rules = list(dict.fromkeys(id for why, id in gained if why == reason))
+        found.not_compared.append(f"skipped before: {reason} ({', '.join(rules)})")
     changes = _merged_signatures(changes)
     if not any(STREAMS in one.rules and one.kind == BEHAVIOUR for one in changes):
         changes = [replace(one, follows=False) for one in changes]
@@ -88,13 +92,17 @@ def compare(old: Ledger, new: Ledger) -> Comparison:
     return found
 
 
-def _rule_changes(id: str, old: Ledger, new: Ledger, skipped: list[str]) -> Iterator[Change]:
+def _rule_changes(
+    id: str, old: Ledger, new: Ledger, skipped: list[str], gained: list[tuple[str, str]]
+) -> Iterator[Change]:
+    """What differs in one rule; what cannot be compared goes to `skipped`, and into `gained` the
+    reason why a test was skipped that is not skipped now, with the rule."""
     before, after = old["rules"][id], new["rules"][id]
     about = ((id,), after["statement"])
     if before["verdict"] != after["verdict"] and not _newly_judged(before, after, "verdict"):
         yield Change(VERDICT, *about, "", _verdict(before), _verdict(after))
     # A spec may keep what it trained for the next one, so one that draws stands for its rule.
-    draws = any(test["random"] for test in after["tests"].values())
+    draws = not set(new["drew"]).isdisjoint(after["tests"])
     for nodeid, test in after["tests"].items():
         earlier = same_test(nodeid, before["tests"], after["tests"])
         if earlier is None:
@@ -102,7 +110,7 @@ def _rule_changes(id: str, old: Ledger, new: Ledger, skipped: list[str]) -> Iter
             continue
         name = nodeid.partition("::")[2]
         if _newly_judged(earlier, test, "outcome"):
-            skipped.append(f"{id}: {name} was skipped before ({earlier['reason']})")
+            gained.append((earlier["reason"], id))
             continue
         if earlier["outcome"] != test["outcome"]:
             if before["verdict"] == after["verdict"]:

@@ -24,7 +24,7 @@ KEPT = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
 
 def as_ledger(record: RunRecord, devices: list[str], subject: str | None) -> dict[str, Any]:
-    """The ledger of a run. Everything but what stands under "seconds" is reproducible."""
+    """The ledger of a run. All is reproducible but "seconds", and "drew" in another order."""
     return {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -46,7 +46,7 @@ def as_ledger(record: RunRecord, devices: list[str], subject: str | None) -> dic
                 "verdict": rule.verdict,
                 "signatures": dict(sorted(rule.signatures.items())),
                 "tests": {
-                    nodeid: {"role": test.role, "random": test.random, **_test_entry(test)}
+                    nodeid: {"role": test.role, **_test_entry(test)}
                     for nodeid, test in sorted(rule.tests.items())
                 },
             }
@@ -56,6 +56,7 @@ def as_ledger(record: RunRecord, devices: list[str], subject: str | None) -> dic
             nodeid: _test_entry(test) for nodeid, test in sorted(record.others.items())
         },
         "not_run": record.not_run,
+        "drew": sorted(nodeid for nodeid, test in record.tests.items() if test.random),
         "seconds": {
             "total": time.perf_counter() - record.started,
             "rules": {

@@ -175,6 +175,7 @@ def damaged(**changes: Any) -> str:
         "rules": {},
         "other_tests": {},
         "not_run": [],
+        "drew": [],
         "seconds": {"total": 1, "rules": {}, "tests": {}},
     }
     return json.dumps({key: one for key, one in (good | changes).items() if one != "gone"})

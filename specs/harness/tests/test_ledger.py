@@ -81,14 +81,12 @@ def test_it_holds_versions_verdicts_observations_and_seconds(suite: Suite) -> No
     assert claim["tests"] == {
         "arithmetic/test_doubling.py::test_claim[test_doubling]": {
             "role": "subject",
-            "random": False,
             "outcome": "passed",
             "reason": "",
             "observations": {"of two": 4},
         },
         "arithmetic/test_doubling.py::test_claim[rejects triple]": {
             "role": "violation",
-            "random": False,
             "outcome": "passed",
             "reason": "",
             "observations": {},
