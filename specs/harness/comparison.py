@@ -76,6 +76,9 @@ def compare(old: Ledger, new: Ledger) -> Comparison:
     common = [id for id in new["rules"] if id in old["rules"]]
     for name, these, others in (("old", old, new), ("new", new, old)):
         lonely = [id for id in these["rules"] if id not in others["rules"]]
+        if these["not_run"]:
+            count = len(these["not_run"])
+            found.not_compared.append(f"the {name} run is not complete: {count} tests did not run")
         if lonely:
             found.not_compared.append(f"only in the {name} ledger: {', '.join(lonely)}")
     changes: list[Change] = []
@@ -122,6 +125,9 @@ def _rule_changes(
         for one in walk.mapping(earlier["observations"], test["observations"], name):
             follows = draws and one.ulps is not None and id != STREAMS
             yield Change(one.kind, *about, one.where, one.old, one.new, one.ulps, follows)
+    for nodeid in before["tests"]:
+        if same_test(nodeid, after["tests"], before["tests"]) is None:
+            skipped.append(f"{id}: {nodeid.partition('::')[2]} ran only in the old ledger")
     yield from _signature_changes(about, before, after)
 
 
@@ -131,7 +137,7 @@ def _newly_judged(before: Ledger, after: Ledger, key: str) -> bool:
 
 
 def same_test(nodeid: str, old: Ledger, new: Ledger) -> Ledger | None:
-    """The old record of a test, also where only the label of its subject changed.
+    """The record in `old` of a test of `new`, also where only the label of its subject changed.
 
     A function that moved to another module has another label. Tests that stand in one ledger only
     are matched in their order if the function has as many of them in both.

@@ -61,9 +61,9 @@ class Judgement:
         ]
         return ", ".join(differing) or "the same versions"
 
-    def machines(self) -> str:
-        """The facts about the machine that differ; "" if none does."""
-        old, new = (one["machine"] for one in (self.comparison.old, self.comparison.new))
+    def settings(self) -> str:
+        """What else differs: facts about the machine, devices, the judged subject; or ""."""
+        old, new = (_settings(one) for one in (self.comparison.old, self.comparison.new))
         return ", ".join(
             f"{name} {old.get(name)} -> {new.get(name)}"
             for name in dict.fromkeys([*new, *old])
@@ -75,8 +75,8 @@ def lines(judgement: Judgement) -> Iterator[str]:
     """The comparison for a terminal."""
     comparison = judgement.comparison
     yield judgement.releases()
-    if judgement.machines():
-        yield f"machine: {judgement.machines()}"
+    if judgement.settings():
+        yield judgement.settings()
     for kind in CLASSES[:-1]:
         changes = comparison.of(kind)
         if changes:
@@ -143,8 +143,8 @@ def markdown(judgement: Judgement) -> str:
     """The comparison as a page: every change, a table for each class."""
     comparison = judgement.comparison
     parts = [f"# {judgement.releases()}", ""]
-    if judgement.machines():
-        parts += [f"Machine: {judgement.machines()}", ""]
+    if judgement.settings():
+        parts += [f"Beside that: {judgement.settings()}.", ""]
     for kind in CLASSES[:-1]:
         changes = comparison.of(kind)
         if not changes:
@@ -183,6 +183,11 @@ def as_json(judgement: Judgement) -> str:
         "stale": [entry._asdict() for entry in judgement.stale],
     }
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _settings(ledger: dict[str, Any]) -> dict[str, Any]:
+    devices = ", ".join(ledger["devices"])
+    return {**ledger["machine"], "devices": devices, "subject": ledger["subject"]}
 
 
 def _facts(ledger: dict[str, Any]) -> dict[str, Any]:

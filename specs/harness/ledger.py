@@ -19,6 +19,9 @@ from specs.harness.versions import RECORDED, installed
 SCHEMA = "torch-rulebook/ledger"
 SCHEMA_VERSION = 1
 
+#: Digits of seconds behind the point: a tenth of a millisecond is more than a clock promises.
+DIGITS = 4
+
 #: Runs that ended like this are complete enough to keep; interrupted ones are not.
 KEPT = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
@@ -58,12 +61,14 @@ def as_ledger(record: RunRecord, devices: list[str], subject: str | None) -> dic
         "not_run": record.not_run,
         "drew": sorted(nodeid for nodeid, test in record.tests.items() if test.random),
         "seconds": {
-            "total": time.perf_counter() - record.started,
+            "total": round(time.perf_counter() - record.started, DIGITS),
             "rules": {
-                id: sum(test.seconds for test in rule.tests.values())
+                id: round(sum(test.seconds for test in rule.tests.values()), DIGITS)
                 for id, rule in sorted(record.rules.items())
             },
-            "tests": {nodeid: test.seconds for nodeid, test in sorted(record.tests.items())},
+            "tests": {
+                nodeid: round(test.seconds, DIGITS) for nodeid, test in sorted(record.tests.items())
+            },
         },
     }
 

@@ -219,13 +219,17 @@ def test_a_subject_that_moved_to_another_module_is_still_the_same() -> None:
 def test_what_ran_only_once_is_named() -> None:
     more = rule(1)
     more["tests"][TEST.replace("doubling", "more")] = more["tests"][TEST]
-    found = compare(ledger(DBL_01=rule(1), DBL_02=rule(1)), ledger(DBL_01=more, DBL_03=rule(1)))
+    old = ledger(DBL_01=rule(1), DBL_02=rule(1)) | {"not_run": ["one", "two"]}
+    found = compare(old, ledger(DBL_01=more, DBL_03=rule(1)))
     assert found.changes == []
     assert found.not_compared == [
+        "the old run is not complete: 2 tests did not run",
         "only in the old ledger: DBL-02",
         "only in the new ledger: DBL-03",
         "DBL-01: test_more[torch] ran only in the new ledger",
     ]
+    back = compare(ledger(DBL_01=more), ledger(DBL_01=rule(1)))
+    assert back.not_compared == ["DBL-01: test_more[torch] ran only in the old ledger"]
 
 
 def test_the_gravest_come_first() -> None:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,16 @@ def test_the_reference_knows_neither_specs_nor_pytest() -> None:
 def test_the_harness_does_not_know_the_reference() -> None:
     for path in ROOT.glob("specs/harness/*.py"):
         assert "reference" not in imported_by(path), path
+
+
+def test_lightning_and_wandb_are_imported_by_their_own_chapters_only() -> None:
+    """They cost seconds. `optional(...)` in a spec is an import, too."""
+    own = ("specs/lightning/", "specs/wandb/", "specs/harness/", "reference/lightning_")
+    for path in PYTHON_FILES:
+        name = str(path.relative_to(ROOT))
+        if not name.startswith((*own, "reference/wandb_")):
+            assert not imported_by(path) & {"pytorch_lightning", "lightning", "wandb"}, name
+            assert not re.search(r'optional\("(pytorch_l|lightning|wandb)', path.read_text()), name
 
 
 @pytest.mark.parametrize("module", reference_modules(), ids=lambda module: module.__name__)
