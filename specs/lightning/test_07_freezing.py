@@ -17,6 +17,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from specs.harness import raising, rule, spec
+from specs.harness.observations import Observe
 from specs.harness.optional import optional
 from specs.harness.versions import release_of
 
@@ -190,14 +191,16 @@ class AnswersOtherwise(pl.LightningModule):
 
 
 @spec("PL-07", violated_by=[AnswersOtherwise])
-def test_freeze_gives_back_the_module_since_2_6_1(LightningModule: Any) -> None:
+def test_freeze_gives_back_the_module_since_2_6_1(LightningModule: Any, observe: Observe) -> None:
     """`model = Model().freeze()` is None in older releases."""
     module = network(LightningModule)
 
     expected = module if RETURNS_SELF else None
 
-    assert module.freeze() is expected
+    frozen = module.freeze()
+    assert frozen is expected
     assert module.unfreeze() is expected
+    observe("freeze() gives back the module", frozen is module)
 
 
 class ThawsToBeFitted(pl.LightningModule):

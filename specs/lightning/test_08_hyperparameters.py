@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from specs.harness import raising, rule, spec
+from specs.harness.observations import Observe
 from specs.harness.optional import optional
 from specs.harness.versions import release_of
 
@@ -170,12 +171,16 @@ class IgnoresAutolog(pl.Trainer):
 
 
 @spec("PL-01", subject=pl.Trainer, violated_by=[IgnoresAutolog])
-def test_a_trainer_can_keep_them_from_its_loggers(Trainer: Callable[..., Any]) -> None:
+def test_a_trainer_can_keep_them_from_its_loggers(
+    Trainer: Callable[..., Any], observe: Observe
+) -> None:
     """Since Lightning 2.6.0; an older Trainer does not know the option."""
     notebook = Notebook()
     options = modules.quiet(logger=notebook, **ONE_BATCH)
 
-    if release_of("pytorch-lightning") < (2, 6):
+    known = release_of("pytorch-lightning") >= (2, 6)
+    observe("Trainer has enable_autolog_hparams", known)
+    if not known:
         with pytest.raises(TypeError, match="enable_autolog_hparams"):
             Trainer(enable_autolog_hparams=False, **options)
         return

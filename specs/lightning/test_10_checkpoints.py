@@ -20,6 +20,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from specs.harness import raising, rule, spec
+from specs.harness.observations import Observe
 from specs.harness.optional import optional
 from specs.harness.versions import release_of
 
@@ -269,12 +270,16 @@ def checkpoint_with_a_namespace(LightningModule: type[Any]) -> tuple[Any, str]:
     subject=pl.LightningModule,
     violated_by=[DecidesAsOtherReleasesDo],
 )
-def test_a_namespace_among_the_hyperparameters_is_refused(LightningModule: type[Any]) -> None:
+def test_a_namespace_among_the_hyperparameters_is_refused(
+    LightningModule: type[Any], observe: Observe
+) -> None:
     """torch.load itself refuses it since torch 2.6."""
     HasOptions, file = checkpoint_with_a_namespace(LightningModule)
     assert refused(lambda: torch.load(file))
 
-    assert refused(lambda: HasOptions.load_from_checkpoint(file)) == SINCE_2_6
+    is_refused = refused(lambda: HasOptions.load_from_checkpoint(file))
+    observe("a Namespace is refused", is_refused)
+    assert is_refused == SINCE_2_6
 
 
 @spec("PL-05", violated_by=[DecidesAsOtherReleasesDo])
@@ -303,13 +308,17 @@ class ResumesAsOtherReleasesDo(pl.Trainer):
 
 
 @spec("PL-05", subject=pl.Trainer, violated_by=[ResumesAsOtherReleasesDo])
-def test_a_resumed_fit_reads_the_file_by_the_same_rule(Trainer: Callable[..., Any]) -> None:
+def test_a_resumed_fit_reads_the_file_by_the_same_rule(
+    Trainer: Callable[..., Any], observe: Observe
+) -> None:
     """Whoever updates Lightning in the middle of a long training meets it here."""
     HasOptions, file = checkpoint_with_a_namespace(pl.LightningModule)
     trainer = Trainer(**modules.quiet(max_epochs=3))
     module = HasOptions(Namespace(depth=2))
 
-    assert refused(lambda: trainer.fit(module, ckpt_path=file)) == SINCE_2_6
+    is_refused = refused(lambda: trainer.fit(module, ckpt_path=file))
+    observe("fit refuses a Namespace", is_refused)
+    assert is_refused == SINCE_2_6
     if SINCE_2_6:
         trainer.fit(module, ckpt_path=file, weights_only=False)
     assert trainer.global_step == 3  # two epochs of the file, one of this fit

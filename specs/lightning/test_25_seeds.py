@@ -125,16 +125,20 @@ def takes_any_seed(seed: int | None = None, workers: bool = False, verbose: bool
 
 
 @spec("PL-77", violated_by=[takes_any_seed])
-def test_a_seed_that_numpy_does_not_take_is_refused(seed_everything: Callable[..., int]) -> None:
+def test_a_seed_that_numpy_does_not_take_is_refused(
+    seed_everything: Callable[..., int], observe: Observe
+) -> None:
     """Since Lightning 2.5.3. Older releases warned, and seeded with 0."""
     assert seed_everything(2**32 - 1, **quietly) == 2**32 - 1
     for seed in (-1, 2**32):
         if release_of("pytorch-lightning") >= (2, 5, 3):
-            with pytest.raises(ValueError, match="is not in bounds"):
+            with pytest.raises(ValueError, match="is not in bounds") as error:
                 seed_everything(seed, **quietly)
+            observe(f"seed {seed}", error.value)
         else:
-            with pytest.warns(UserWarning, match="is not in bounds"):
+            with pytest.warns(UserWarning, match="is not in bounds") as caught:
                 assert seed_everything(seed, **quietly) == 0
+            observe(f"seed {seed}", caught[0])
 
 
 @spec("PL-77", violated_by=[forgets_torch])
