@@ -81,8 +81,8 @@ KNOWN = (
         ("OPT-21",),
         (VERDICT, BEHAVIOUR),
         "",
-        "Muon keeps its momentum in bfloat16 as long as in float32: expect longer steps from"
-        " bfloat16 parameters",
+        "in bfloat16 Muon no longer cuts its momentum down to length 1 in every step: earlier"
+        " gradients count again, as in float32",
     ),
     Known(
         "torch",
@@ -100,6 +100,65 @@ KNOWN = (
         "DistributedDataParallel",
         "broadcast_buffers gives way to forward_sync_buffers, which still copies buffers once at"
         " the start: name the new one, and look whether you relied on False to keep them apart",
+    ),
+    Known(
+        "torch",
+        "2.15",
+        ("DDP-01", "DDP-02", "DDP-03", "DDP-04", "DDP-05", "DDP-09"),
+        (SIGNATURE,),
+        "DistributedDataParallel",
+        "lazy_bucket_allocation can be asked for; what you pass is not touched",
+    ),
+    Known(
+        "torch",
+        "2.14",
+        ("CKPT-08", "TC-01", "TC-02", "TC-03", "TC-04"),
+        (SIGNATURE,),
+        "compile",
+        "torch.compile calls shapes_spec dynamic_shapes: the old keyword is a TypeError",
+    ),
+    Known(
+        "pytorch-lightning",
+        "2.6",
+        ("PL-05",),
+        (BEHAVIOUR,),
+        "",
+        "checkpoints are read as torch.load reads them: save plain hyperparameters, or pass"
+        " weights_only=False for files that you trust",
+    ),
+    Known(
+        "pytorch-lightning",
+        "2.6",
+        ("PL-15",),
+        (BEHAVIOUR,),
+        "last.ckpt",
+        "last.ckpt beside a monitor is no longer the last epoch: to resume from, add a second"
+        " ModelCheckpoint without monitor",
+    ),
+    Known(
+        "pytorch-lightning",
+        "2.6",
+        ("PL-01",),
+        (BEHAVIOUR, SIGNATURE),
+        "",
+        "Trainer(enable_autolog_hparams=False) keeps hyperparameters from the loggers",
+    ),
+    Known(
+        "pytorch-lightning",
+        "2.6",
+        ("PL-07",),
+        (BEHAVIOUR,),
+        "",
+        "freeze() and unfreeze() give the module back (2.6.1): model = Model().freeze() works",
+    ),
+    Known(
+        "pytorch-lightning",
+        "2.6",
+        ("PL-78",),
+        (BEHAVIOUR,),
+        "with workers=True",
+        "workers that seed_everything(workers=True) seeds draw other numbers: augmentations differ"
+        " for the same seed",
     ),
 )
 
