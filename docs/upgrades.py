@@ -22,6 +22,9 @@ from specs.harness.ledger_file import read  # noqa: E402
 
 DIRECTORY = ROOT / "docs" / "upgrades"
 
+#: Releases that are in the ledger of another name: they are the rest of that environment.
+WITHIN = {"pytorch-lightning-2.6.6": "torch-2.15.0", "wandb-0.31.0": "torch-2.15.0"}
+
 #: Below this line a page is generated.
 MARK = "<!-- Below: written by docs/upgrades.py from the two ledgers. -->"
 
@@ -31,9 +34,8 @@ def written(page: Path) -> str:
     by_hand, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
     if not mark:
         raise ValueError(f"{page.name}: no line {MARK!r}")
-    old, new = (
-        read(f"{name}.json.gz", DIRECTORY, page.name) for name in page.stem.split("-to-", 1)
-    )
+    names = [WITHIN.get(name, name) for name in page.stem.split("-to-", 1)]
+    old, new = (read(f"{name}.json.gz", DIRECTORY, page.name) for name in names)
     report = markdown(Judgement(compare(old, new), []))
     return f"{by_hand}{MARK}\n\n" + re.sub(r"^#", "##", report, flags=re.MULTILINE)
 

@@ -35,7 +35,7 @@ class Change:
     kind: str
     #: Ids of the rules that show it: several only where they judge the same function.
     rules: tuple[str, ...]
-    #: What the first of these rules says.
+    #: What the rule says, or what the rules have in common.
     statement: str
     #: The test and the observation, or the function whose signature changed; "" for a rule.
     where: str
@@ -179,7 +179,8 @@ def _merged_signatures(changes: list[Change]) -> list[Change]:
             judging = rules.pop((one.where, one.old, one.new), None)
             if judging is None:
                 continue
-            merged.append(replace(one, rules=tuple(judging)))
+            says = one.statement if len(judging) == 1 else f"these rules judge {one.where}"
+            merged.append(replace(one, rules=tuple(judging), statement=says))
         else:
             merged.append(one)
     return merged

@@ -113,10 +113,11 @@ def notes(judgement: Judgement) -> Iterator[str]:
         )
     old, new = comparison.old["seconds"], comparison.new["seconds"]
     if old["rules"].keys() == new["rules"].keys():
-        both = {id: (old["rules"][id], new["rules"][id]) for id in new["rules"]}
+        both = [(id, old["rules"][id], new["rules"][id]) for id in new["rules"]]
+        both.sort(key=lambda one: -abs(one[2] - one[1]))
         notable = [
             f", {id} {before:.1f} -> {after:.1f}"
-            for id, (before, after) in both.items()
+            for id, before, after in both[:LISTED]
             if abs(after - before) > NOTABLE_SECONDS
         ]
         yield f"seconds: {old['total']:.0f} -> {new['total']:.0f}{''.join(notable)}"

@@ -165,7 +165,7 @@ def test_a_changed_default_is_shown_once_for_all_rules_that_judge_the_function()
     assert found == Change(
         "signature",
         ("DBL-01", "DBL-02"),
-        "double(x) is twice x.",
+        "these rules judge double",
         "double",
         "factor=2",
         "factor=3, dtype=None",

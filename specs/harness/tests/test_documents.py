@@ -110,3 +110,10 @@ def test_no_dependency_is_capped() -> None:
 def test_the_coverage_page_is_what_the_specs_say() -> None:
     done = subprocess.run([sys.executable, ROOT / "docs" / "coverage.py", "--check"], check=False)
     assert done.returncode == 0, "run python docs/coverage.py"
+
+
+def test_the_pages_on_upgrades_are_what_their_ledgers_say() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "upgrades.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((ROOT / "docs" / "upgrades").glob("*-to-*.md"))) == 5
